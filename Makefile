@@ -1,0 +1,30 @@
+# Every target sets up a virtual environment in .venv by itself; `make PYTHON=python3.12 test` picks another Python.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint docs bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.installed  ## Make the built-in world, train a tiny CLIP in two stages, measure it
+	$(BIN)/clipa demo
+
+test: $(VENV)/.installed-test  ## The plain test run: no accelerator, no network
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed-test  ## Formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[test,dev]" -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs site .pytest_cache .ruff_cache

@@ -1,0 +1,29 @@
+"""Settings that every test runs under. They are made before any JAX backend starts."""
+
+import os
+
+
+# Eight CPU devices stand in for a mesh; the test machine needs no accelerator.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def getkey():
+    """A function that gives a new key at each call, the same ones at each run of the test."""
+    key = jax.random.key(0)
+    count = 0
+
+    def get():
+        nonlocal count
+        count += 1
+        return jax.random.fold_in(key, count)
+
+    return get
