@@ -56,12 +56,12 @@ class VisionConfig:
     """Features inside the MLP of a block."""
     position: VisionPosition = "sincos2d"
     """learned: a trained table. frozen: a stored table that is not trained (converted weights). sincos2d: computed,
-    frequencies i/(width/4 - 1) as big_vision and CLIPA-JAX. sincos2d_mae: computed, i/(width/4) as MAE and open_clip."""
+    frequencies i/(width/4 - 1) as big_vision and CLIPA-JAX. sincos2d_mae: i/(width/4) as MAE and open_clip."""
     class_token: bool = True
     """Prepend a learned class token. CLIPA keeps one even when it pools by the mean of patches."""
     pool: ImagePool = "mean"
     """first: the class token. mean: mean of patches, norm after (CLIPA v2). mean_all: mean with the class token, norm
-    after (CLIPA v1 in torch). norm_mean: norm, then mean of patches (SigLIP). attention: norm, then attention pooling."""
+    after (CLIPA v1 in torch). norm_mean: norm, then mean of patches (SigLIP). attention: norm, then attend from a probe."""
     input_norm: bool = False
     """A layer norm before the first block (OpenAI and LAION models: yes; CLIPA: no)."""
     patch_bias: bool = False
@@ -129,7 +129,7 @@ class TextConfig:
     causal: bool = False
     """Tokens attend only to themselves and earlier ones (OpenAI and LAION: yes; CLIPA: no)."""
     mask_padding: bool = False
-    """Hide padding from attention. CLIPA does not: its pooled slot is usually padding and must attend and be attended."""
+    """Hide padding from attention. CLIPA does not: the slot it pools is usually padding."""
     pad_id: int = 0
     """Token id of padding."""
     end_id: int = -1
@@ -196,7 +196,7 @@ class AugmentConfig:
     mirror: bool = False
     """Flip left and right with chance 1/2 (FLIP: yes; CLIPA: no)."""
     jitter: float = 0.0
-    """Strength of brightness, contrast and saturation jitter; hue gets a quarter (CLIPA v2: 0.4 gives .32/.32/.32/.08)."""
+    """Strength s of colour jitter: 0.8 s for brightness, contrast and saturation, 0.2 s for hue (CLIPA v2: 0.4)."""
     jitter_chance: float = 0.8
     """Chance that an image is jittered, when `jitter` is above 0."""
     gray_chance: float = 0.2
@@ -279,7 +279,7 @@ class StageConfig:
     text_length: int = 32
     """Tokens kept of each caption, the class or start token included."""
     text_reduction: TextReduction = "truncate"
-    """Which tokens are kept: truncate, random, block or syntax (nouns before adjectives before verbs before the rest)."""
+    """Which tokens are kept: truncate, random, block, or syntax (nouns, then adjectives, verbs, the rest)."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Contrastive loss; sigmoid needs a model with a logit bias."""
     loss_tile: int = 0
@@ -331,11 +331,11 @@ class DataConfig:
     """Where pairs of image and caption come from."""
 
     train: str = ""
-    """Training pairs: a folder or glob of webdataset tar shards, a .csv/.tsv file, or a folder of image and .txt files."""
+    """Training pairs: a folder or glob of webdataset tars, a .csv/.tsv file, or a folder of image and .txt files."""
     layout: SourceLayout = "auto"
     """How `train` is laid out; auto looks."""
     tokenizer: str = ""
-    """Vocabulary: a BERT vocab.txt, a tokenizer.json, or a folder with one of them or with vocab.json and merges.txt."""
+    """Vocabulary: a BERT vocab.txt, a tokenizer.json, or a folder with one of them or vocab.json and merges.txt."""
     caption_tokens: int = 64
     """Tokens of a caption read before text reduction, the class or start token included."""
     csv_separator: str = ","
@@ -364,7 +364,7 @@ class EvalConfig:
     """What is measured, how, and how often."""
 
     classification: str = ""
-    """Zero-shot classification set: a folder in CLIP_benchmark's webdataset form or one folder per class; empty: none."""
+    """Zero-shot set: a folder in CLIP_benchmark's webdataset form, or with one folder per class; empty: none."""
     retrieval: str = ""
     """Retrieval set: a folder of webdataset tar shards with captions; empty: none."""
     every_steps: int = 0
@@ -516,7 +516,7 @@ def _stage_faults(config: RunConfig, stage: StageConfig, num_devices: int) -> li
 
 
 def config_to_json(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON values; [`config_from_json`][clipa_eqx.config.config_from_json] reads it back."""
+    """A config dataclass as plain JSON values; `config_from_json` reads it back."""
     return dataclasses.asdict(config)
 
 
