@@ -10,6 +10,7 @@ import json
 import math
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -61,7 +62,7 @@ class VisionConfig:
     """Prepend a learned class token. CLIPA keeps one even when it pools by the mean of patches."""
     pool: ImagePool = "mean"
     """first: the class token. mean: mean of patches, norm after (CLIPA v2). mean_all: mean with the class token, norm
-    after (CLIPA v1 in torch). norm_mean: norm, then mean of patches (SigLIP). attention: norm, then attend from a probe."""
+    after (CLIPA v1 in torch). norm_mean: norm, then mean of patches (SigLIP). attention: norm, then a probe attends."""
     input_norm: bool = False
     """A layer norm before the first block (OpenAI and LAION models: yes; CLIPA: no)."""
     patch_bias: bool = False
@@ -541,6 +542,54 @@ def config_from_json(kind: type[_C], values: dict[str, Any], *, where: str = "")
     prefix = f"{where}." if where else ""
     arguments = {name: _value_from_json(hints[name], value, prefix + name) for name, value in values.items()}
     return kind(**arguments)
+
+
+def override(config: RunConfig, assignments: Sequence[str]) -> RunConfig:
+    """Change single fields of a run by dotted path.
+
+    Args:
+        config: the run to start from.
+        assignments: `path=value` each, as `stages.0.batch_size=64`, `stages.tune.optim.learning_rate=1e-4` (a stage by
+            its place or its name) or `model.vision.pool=first`; values are JSON, or plain words for strings.
+
+    Raises:
+        ValueError: no such field, or a value of the wrong type or out of range.
+    """
+    values = config_to_json(config)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"An override is written path=value, got {assignment!r}.")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        *parents, name = path.split(".")
+        place: Any = values
+        for parent in parents:
+            place = _child(place, parent, path)
+        if not isinstance(place, dict) or name not in place:
+            raise ValueError(f"{path} is not a field of a run; {_fields_there(place)}.")
+        place[name] = value
+    return config_from_json(RunConfig, values)
+
+
+def _child(place: Any, name: str, path: str) -> Any:
+    if isinstance(place, list | tuple):
+        for index, item in enumerate(place):
+            if name in (str(index), item.get("name")):
+                return item
+    elif isinstance(place, dict) and name in place:
+        return place[name]
+    raise ValueError(f"{path}: there is no {name!r}; {_fields_there(place)}.")
+
+
+def _fields_there(place: Any) -> str:
+    if isinstance(place, dict):
+        return f"there are {', '.join(place)}"
+    if isinstance(place, list | tuple):
+        return f"there are {', '.join(item['name'] for item in place)}, or their places from 0"
+    return "it is a single value"
 
 
 def load_run_config(path: Path) -> RunConfig:
