@@ -1,0 +1,245 @@
+"""Captions to token ids: BERT's WordPiece as CLIPA uses it, Hugging Face's form of it, and CLIP's byte pairs."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int32
+from tokenizers import models, Tokenizer as FastTokenizer
+
+from .._checks import check_at_least, check_choice
+from ._byte_pair import build_byte_pair, read_open_clip_merges, read_vocab_and_merges
+from ._word_piece import build_word_piece, PAD, read_vocab_txt, SEPARATOR, train_word_pieces
+
+
+TokenizerKind = Literal["wordpiece", "wordpiece_sep", "byte_pair"]
+
+_FAST_FILE, _SETTINGS_FILE = "tokenizer.json", "clipa_tokenizer.json"
+_CHARACTERS_PER_TOKEN = 128
+"""More than the longest word that WordPiece splits (100), so that real captions are never cut by it."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Turns captions into padded rows of token ids.
+
+    Special tokens are never read out of a caption: a text that holds `[SEP]` or `<|endoftext|>` is split like any
+    other, where Hugging Face and OpenAI would emit the special id.
+    """
+
+    fast: FastTokenizer
+    """Vocabulary and rules, of the `tokenizers` package."""
+    kind: TokenizerKind
+    """wordpiece: start, pieces (CLIPA). wordpiece_sep: start, pieces, end (Hugging Face). byte_pair: alike (CLIP)."""
+    pad_id: int
+    """Id of padding."""
+    start_id: int
+    """Id that begins every text: `[CLS]` or the start token."""
+    end_id: int | None
+    """Id that ends every text; None with kind wordpiece."""
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, TokenizerKind)
+        if (self.end_id is None) != (self.kind == "wordpiece"):
+            raise ValueError(f"kind={self.kind!r} and end_id={self.end_id} disagree: only kind 'wordpiece' has no end.")
+        for name in ("pad_id", "start_id", "end_id"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < self.vocab_size:
+                raise ValueError(f"{name}={value} lies outside a vocabulary of {self.vocab_size} ids.")
+        self.fast.no_truncation()
+        self.fast.no_padding()
+        self.fast.encode_special_tokens = True
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A pickled fast tokenizer forgets encode_special_tokens; building anew sets it.
+        return type(self), (self.fast, self.kind, self.pad_id, self.start_id, self.end_id)
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """Rows that an embedding table needs: the highest id plus 1."""
+        return max(self.fast.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode_batch(self, captions: Sequence[str], length: int) -> Int32[np.ndarray, "batch length"]:
+        """Token ids of captions, each cut or padded to `length`.
+
+        A text that is too long keeps its first ids, and its end token, if it has one, in the last slot. No more than
+        128 characters per token are read, so a caption of any size takes bounded time.
+
+        Args:
+            captions: texts; may be empty, or hold any character, lone surrogates included.
+            length: ids per caption, start and end tokens included, at least 1.
+        """
+        check_at_least("length", length, 1)
+        most = length * _CHARACTERS_PER_TOKEN
+        encodings = self.fast.encode_batch_fast(
+            [clean_text(text[:most]) for text in captions], add_special_tokens=False
+        )
+        ids = np.full((len(encodings), length), self.pad_id, np.int32)
+        end = [] if self.end_id is None else [self.end_id]
+        for row, encoding in zip(ids, encodings, strict=True):
+            text = [self.start_id, *encoding.ids][: max(length - len(end), 0)] + end
+            row[: len(text)] = text
+        return ids
+
+    def tokens(self) -> list[str]:
+        """The piece of each id, as the vocabulary spells it; empty where an id has none."""
+        pieces = [""] * self.vocab_size
+        for piece, index in self.fast.get_vocab(with_added_tokens=True).items():
+            pieces[index] = piece
+        return pieces
+
+    def special_ids(self) -> list[int]:
+        """Ids of tokens that stand for no text, in ascending order."""
+        added = self.fast.get_added_tokens_decoder()
+        return sorted(index for index, token in added.items() if token.special)
+
+    def save(self, directory: Path | str) -> None:
+        """Write `tokenizer.json` and `clipa_tokenizer.json`, from which `load_tokenizer` makes an equal tokenizer."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.fast.save(str(directory / _FAST_FILE))
+        settings = {"kind": self.kind, "pad_id": self.pad_id, "start_id": self.start_id, "end_id": self.end_id}
+        (directory / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What `clipa_tokenizer.json` may fix; None leaves it to the vocabulary."""
+
+    kind: TokenizerKind | None = None
+    pad_id: int | None = None
+    start_id: int | None = None
+    end_id: int | None = None
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Load a tokenizer from a file or a folder.
+
+    In a folder `tokenizer.json` comes first, then `vocab.txt`, then `vocab.json` with `merges.txt`, then
+    `bpe_simple_vocab_16e6.txt.gz`. A `vocab.txt` is read as CLIPA does: `[CLS]` and pieces, no `[SEP]`. A
+    `clipa_tokenizer.json` beside it with `{"kind": "wordpiece_sep"}` chooses Hugging Face's form. In a
+    `tokenizer.json` the file's own template decides. Byte pairs are padded with 0, as OpenAI and open_clip do.
+
+    Args:
+        path: a `vocab.txt`, a `tokenizer.json`, a `.txt.gz` list of merges, or a folder with one of the above.
+
+    Raises:
+        FileNotFoundError: there is no such path, or the folder holds none of these files.
+        ValueError: a file is broken, or its model is neither WordPiece nor CLIP's byte pairs.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"No tokenizer at {path}: give a vocab.txt, a tokenizer.json, or a folder with one.")
+    file = _find_vocabulary(path) if path.is_dir() else path
+    settings = _read_settings(file.parent / _SETTINGS_FILE)
+    if file.suffix == ".txt":
+        fast = build_word_piece(read_vocab_txt(file), separator=settings.kind == "wordpiece_sep")
+    elif file.suffix == ".gz":
+        fast = build_byte_pair(*read_open_clip_merges(file))
+    elif file.name == "vocab.json":
+        fast = build_byte_pair(*read_vocab_and_merges(file, file.parent / "merges.txt"))
+    else:
+        fast = _read_fast_tokenizer(file)
+    return _wrap(fast, settings, file)
+
+
+def train_tokenizer(
+    captions: Iterable[str], *, vocab_size: int, kind: Literal["wordpiece", "wordpiece_sep"] = "wordpiece"
+) -> Tokenizer:
+    """Train a lower-cased WordPiece tokenizer; the same captions give the same ids, on any machine.
+
+    `[PAD]`, `[UNK]`, `[CLS]`, `[SEP]` and `[MASK]` take ids 0 to 4.
+
+    Args:
+        captions: texts, read once.
+        vocab_size: most ids, special tokens and single characters included, at least 16; fewer when no pair of pieces
+            occurs twice.
+        kind: wordpiece, or wordpiece_sep to end each text with `[SEP]`.
+
+    Raises:
+        ValueError: `vocab_size` is too small, or `kind` is another.
+    """
+    check_at_least("vocab_size", vocab_size, 16)
+    check_choice("kind", kind, Literal["wordpiece", "wordpiece_sep"])
+    vocab = train_word_pieces((clean_text(caption) for caption in captions), vocab_size)
+    fast = build_word_piece(vocab, separator=kind == "wordpiece_sep")
+    return _wrap(fast, _Settings(kind), Path("trained"))
+
+
+def clean_text(text: str) -> str:
+    """`text` with surrogates joined to characters where they pair up, and replaced by U+FFFD where they do not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _find_vocabulary(directory: Path) -> Path:
+    names = (_FAST_FILE, "vocab.txt", "vocab.json", "bpe_simple_vocab_16e6.txt.gz")
+    for name in names:
+        if (directory / name).is_file() and (name != "vocab.json" or (directory / "merges.txt").is_file()):
+            return directory / name
+    raise FileNotFoundError(
+        f"{directory} holds no tokenizer: it needs one of tokenizer.json, vocab.txt, vocab.json with merges.txt, "
+        "or bpe_simple_vocab_16e6.txt.gz."
+    )
+
+
+def _read_settings(path: Path) -> _Settings:
+    if not path.is_file():
+        return _Settings()
+    try:
+        settings = _Settings(**json.loads(path.read_text(encoding="utf-8")))
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
+        fields = ", ".join(field.name for field in dataclasses.fields(_Settings))
+        raise ValueError(f"{path} must be a JSON object with no other fields than {fields}: {error}.") from error
+    if settings.kind is not None:
+        check_choice(f"{path}: kind", settings.kind, TokenizerKind)
+    for name in ("pad_id", "start_id", "end_id"):
+        value = getattr(settings, name)
+        if value is not None and type(value) is not int:
+            raise ValueError(f"{path}: {name} must be an id, got {value!r}.")
+    return settings
+
+
+def _read_fast_tokenizer(path: Path) -> FastTokenizer:
+    try:
+        return FastTokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the package raises no narrower class
+        raise ValueError(
+            f"{path} is not a file of the tokenizers package: {error}. Known are vocab.txt, tokenizer.json, vocab.json "
+            "with merges.txt, and bpe_simple_vocab_16e6.txt.gz."
+        ) from error
+
+
+def _wrap(fast: FastTokenizer, settings: _Settings, source: Path) -> Tokenizer:
+    fast.no_truncation()
+    bounds = fast.encode("").ids
+    kinds: dict[int, TokenizerKind] = {}
+    if isinstance(fast.model, models.WordPiece):
+        kinds = {1: "wordpiece", 2: "wordpiece_sep"}
+    elif isinstance(fast.model, models.BPE):
+        kinds = {2: "byte_pair"}
+    if len(bounds) not in kinds:
+        raise ValueError(
+            f"{source} holds a {type(fast.model).__name__} model that wraps a text in {len(bounds)} special tokens; "
+            "known are WordPiece with a start, WordPiece with a start and an end, and BPE with a start and an end."
+        )
+    kind = settings.kind or kinds[len(bounds)]
+    if (kind == "byte_pair") != (kinds[len(bounds)] == "byte_pair"):
+        raise ValueError(f"{_SETTINGS_FILE} says kind {kind!r}, but {source} holds a {kinds[len(bounds)]} model.")
+    pad = fast.token_to_id(PAD) or 0
+    end = None if kind == "wordpiece" else bounds[1] if len(bounds) == 2 else fast.token_to_id(SEPARATOR)
+    return Tokenizer(
+        fast,
+        kind,
+        pad_id=pad if settings.pad_id is None else settings.pad_id,
+        start_id=bounds[0] if settings.start_id is None else settings.start_id,
+        end_id=end if settings.end_id is None else settings.end_id,
+    )
