@@ -4,14 +4,20 @@ import typing
 from typing import Any
 
 
-def check_at_least(name: str, value: float, low: float) -> None:
+def check_at_least(name: str, value: int | float, low: int | float) -> None:
     """Raise ValueError unless `value >= low`."""
     if not value >= low:
         raise ValueError(f"{name} must be at least {low}, got {value}.")
 
 
 def check_between(
-    name: str, value: float, low: float, high: float, *, low_open: bool = False, high_open: bool = False
+    name: str,
+    value: int | float,
+    low: int | float,
+    high: int | float,
+    *,
+    low_open: bool = False,
+    high_open: bool = False,
 ) -> None:
     """Raise ValueError unless `value` lies in the interval; an open end excludes its bound."""
     inside = (value > low if low_open else value >= low) and (value < high if high_open else value <= high)
