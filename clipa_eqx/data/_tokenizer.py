@@ -1,18 +1,18 @@
 """Captions to token ids: BERT's WordPiece as CLIPA uses it, Hugging Face's form of it, and CLIP's byte pairs."""
 
-import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast, Literal
 
 import numpy as np
 from jaxtyping import Int32
 from tokenizers import models, Tokenizer as FastTokenizer
 
 from .._checks import check_at_least, check_choice
+from ..config import config_from_json
 from ._byte_pair import build_byte_pair, read_open_clip_merges, read_vocab_and_merges
 from ._word_piece import build_word_piece, PAD, read_vocab_txt, SEPARATOR, train_word_pieces
 
@@ -109,9 +109,9 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What `clipa_tokenizer.json` may fix; None leaves it to the vocabulary."""
+    """What `clipa_tokenizer.json` may fix; an empty kind or an id of None leaves it to the vocabulary."""
 
-    kind: TokenizerKind | None = None
+    kind: str = ""
     pad_id: int | None = None
     start_id: int | None = None
     end_id: int | None = None
@@ -195,16 +195,12 @@ def _read_settings(path: Path) -> _Settings:
     if not path.is_file():
         return _Settings()
     try:
-        settings = _Settings(**json.loads(path.read_text(encoding="utf-8")))
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError) as error:
-        fields = ", ".join(field.name for field in dataclasses.fields(_Settings))
-        raise ValueError(f"{path} must be a JSON object with no other fields than {fields}: {error}.") from error
-    if settings.kind is not None:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}.") from error
+    settings = config_from_json(_Settings, values, where=str(path))
+    if settings.kind:
         check_choice(f"{path}: kind", settings.kind, TokenizerKind)
-    for name in ("pad_id", "start_id", "end_id"):
-        value = getattr(settings, name)
-        if value is not None and type(value) is not int:
-            raise ValueError(f"{path}: {name} must be an id, got {value!r}.")
     return settings
 
 
@@ -231,7 +227,7 @@ def _wrap(fast: FastTokenizer, settings: _Settings, source: Path) -> Tokenizer:
             f"{source} holds a {type(fast.model).__name__} model that wraps a text in {len(bounds)} special tokens; "
             "known are WordPiece with a start, WordPiece with a start and an end, and BPE with a start and an end."
         )
-    kind = settings.kind or kinds[len(bounds)]
+    kind = cast(TokenizerKind, settings.kind or kinds[len(bounds)])
     if (kind == "byte_pair") != (kinds[len(bounds)] == "byte_pair"):
         raise ValueError(f"{_SETTINGS_FILE} says kind {kind!r}, but {source} holds a {kinds[len(bounds)]} model.")
     pad = fast.token_to_id(PAD) or 0
