@@ -1,0 +1,102 @@
+"""The text tower."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .._types import Key, TokenIds
+from ..config import TextConfig
+from ..nn import Block, BlockInit, LayerNorm, Linear, make_blocks, pool_text, sincos_1d, Stack
+
+
+class TextTower(eqx.Module):
+    """A transformer that embeds one text."""
+
+    embedding: Float[Array, "vocab width"]
+    position: Float[Array, "context width"] | None
+    """The learned position table; none where it is computed."""
+    stack: Stack
+    norm: LayerNorm
+    projection: Linear | None
+    config: TextConfig = eqx.field(static=True)
+
+    def __call__(self, tokens: TokenIds, *, key: Key | None = None) -> Float[Array, " embed"]:
+        """Embed one text.
+
+        Args:
+            tokens: token ids; a learned position table must have a row for each.
+            key: randomness of stochastic depth; none: no branch is skipped.
+
+        Returns:
+            The embedding, not normalised.
+
+        Raises:
+            ValueError: the text is longer than the learned position table.
+        """
+        x = jnp.take(self.embedding, tokens, axis=0) + self._positions(tokens.size)
+        x = self.norm(self.stack(x, self._mask(tokens), key=key))
+        x = pool_text(x, tokens, self.config.pool, pad_id=self.config.pad_id, end_id=self.config.end_id)
+        return x if self.projection is None else self.projection(x)
+
+    def _positions(self, length: int) -> Float[Array, "length width"]:
+        if self.position is None:
+            return jnp.asarray(sincos_1d(length, self.config.width), self.embedding.dtype)
+        if length > self.position.shape[0]:
+            raise ValueError(
+                f"A text of {length} tokens is longer than this model's context_length={self.position.shape[0]}; "
+                "shorten it, or move the model with `transfer`."
+            )
+        return self.position[:length]
+
+    def _mask(self, tokens: TokenIds) -> Bool[Array, "length length"] | None:
+        mask = None
+        if self.config.causal:
+            mask = jnp.tri(tokens.size, dtype=bool)
+        if self.config.mask_padding:
+            real = jnp.broadcast_to((tokens != self.config.pad_id)[None], (tokens.size, tokens.size))
+            mask = real if mask is None else mask & real
+        return mask
+
+
+def make_text(config: TextConfig, embed: int, *, key: Key) -> TextTower:
+    """Draw a new text tower.
+
+    Initial values as in CLIPA-JAX (models/text_transformer.py), which follows OpenAI's CLIP: normal with deviation
+    w^-1/2 for queries, keys and values, (2w)^-1/2 for the widening weight, w^-1/2 (2 depth)^-1/2 for the two weights
+    that end a branch, 0.02 for the embedding and 0.01 for positions; biases zero.
+
+    Args:
+        config: the tower.
+        embed: width of the joint space.
+        key: randomness of the weights.
+    """
+    embedding_key, position_key, blocks_key, projection_key = jax.random.split(key, 4)
+    normal = jax.nn.initializers.normal
+    width = config.width
+    ending = normal((2 * width * config.depth) ** -0.5)
+    init = BlockInit(qkv=normal(width**-0.5), out=ending, widen=normal((2 * width) ** -0.5), narrow=ending)
+    blocks = make_blocks(
+        lambda key: Block(
+            width,
+            config.heads,
+            config.hidden,
+            init,
+            activation=config.activation,
+            norm_eps=config.norm_eps,
+            layer_scale=config.layer_scale,
+            key=key,
+        ),
+        config.depth,
+        key=blocks_key,
+    )
+    return TextTower(
+        embedding=normal(0.02)(embedding_key, (config.vocab_size, width)),
+        position=normal(0.01)(position_key, (config.context_length, width)) if config.position == "learned" else None,
+        stack=Stack(blocks, config.drop_path),
+        norm=LayerNorm(width, config.norm_eps),
+        projection=None
+        if config.projection == "none"
+        else Linear(width, embed, normal(width**-0.5), use_bias=config.projection == "linear_bias", key=projection_key),
+        config=config,
+    )

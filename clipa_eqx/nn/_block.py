@@ -1,0 +1,123 @@
+"""The transformer block."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .._types import Key
+from ..config import Activation
+from ._attention import Attention
+from ._layers import Initializer, LayerNorm, Linear
+
+
+def activate(x: Float[Array, "*rows hidden"], activation: Activation) -> Float[Array, "*rows hidden"]:
+    """GELU (Hendrycks & Gimpel, arXiv 1606.08415): exact, with tanh, or as `x * sigmoid(1.702 x)`."""
+    if activation == "gelu_quick":
+        return x * jax.nn.sigmoid(1.702 * x)
+    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
+
+
+class MLP(eqx.Module):
+    """Widen, activate, narrow."""
+
+    widen: Linear
+    narrow: Linear
+    activation: Activation = eqx.field(static=True)
+
+    def __init__(
+        self, dim: int, hidden: int, activation: Activation, init: Initializer, out_init: Initializer, *, key: Key
+    ) -> None:
+        """Draw the weights.
+
+        Args:
+            dim: features per token.
+            hidden: features in between.
+            activation: form of GELU.
+            init: initialiser of the widening weight.
+            out_init: initialiser of the narrowing weight.
+            key: randomness of the weights.
+        """
+        widen_key, narrow_key = jax.random.split(key)
+        self.widen = Linear(dim, hidden, init, key=widen_key)
+        self.narrow = Linear(hidden, dim, out_init, key=narrow_key)
+        self.activation = activation
+
+    def __call__(self, x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
+        return self.narrow(activate(self.widen(x), self.activation))
+
+
+class BlockInit(NamedTuple):
+    """Initialisers of the four weights of a block."""
+
+    qkv: Initializer
+    out: Initializer
+    widen: Initializer
+    narrow: Initializer
+
+
+class Block(eqx.Module):
+    """Pre-norm transformer block: `x + attention(norm(x))`, then `x + mlp(norm(x))`."""
+
+    attention_norm: LayerNorm
+    attention: Attention
+    attention_scale: Float[Array, " dim"] | None
+    mlp_norm: LayerNorm
+    mlp: MLP
+    mlp_scale: Float[Array, " dim"] | None
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        init: BlockInit,
+        *,
+        activation: Activation,
+        norm_eps: float,
+        layer_scale: float = 0.0,
+        key: Key,
+    ) -> None:
+        """Draw the weights.
+
+        Args:
+            dim: features per token, divisible by `heads`.
+            heads: attention heads.
+            hidden: features inside the MLP.
+            init: initialisers of the weights.
+            activation: form of GELU.
+            norm_eps: epsilon of both norms.
+            layer_scale: first value of a learned scale on both branches (Touvron et al., arXiv 2103.17239); 0: none.
+            key: randomness of the weights.
+        """
+        attention_key, mlp_key = jax.random.split(key)
+        self.attention_norm = LayerNorm(dim, norm_eps)
+        self.attention = Attention(dim, heads, init.qkv, init.out, key=attention_key)
+        self.attention_scale = jnp.full((dim,), layer_scale) if layer_scale else None
+        self.mlp_norm = LayerNorm(dim, norm_eps)
+        self.mlp = MLP(dim, hidden, activation, init.widen, init.narrow, key=mlp_key)
+        self.mlp_scale = jnp.full((dim,), layer_scale) if layer_scale else None
+
+    def __call__(
+        self,
+        x: Float[Array, "tokens dim"],
+        mask: Bool[Array, "tokens tokens"] | None = None,
+        branch_factors: Float[Array, "2"] | None = None,
+    ) -> Float[Array, "tokens dim"]:
+        """Run one example.
+
+        Args:
+            x: tokens.
+            mask: which token (row) sees which (column); none: all see all.
+            branch_factors: what the attention and the MLP branch are multiplied by, for stochastic depth; none: 1.
+        """
+        attended = _scaled(self.attention(self.attention_norm(x), mask), self.attention_scale)
+        x = x + (attended if branch_factors is None else attended * branch_factors[0])
+        mixed = _scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale)
+        return x + (mixed if branch_factors is None else mixed * branch_factors[1])
+
+
+def _scaled(x: Float[Array, "tokens dim"], scale: Float[Array, " dim"] | None) -> Float[Array, "tokens dim"]:
+    return x if scale is None else x * jnp.broadcast_to(scale, x.shape)

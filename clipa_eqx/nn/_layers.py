@@ -1,0 +1,78 @@
+"""Linear layers and layer norms whose arrays may be stacked over the blocks of a tower."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from .._types import Key
+
+
+Initializer = jax.nn.initializers.Initializer
+
+
+class Linear(eqx.Module):
+    """`x @ weight + bias` over the last axis.
+
+    The weight is stored input first, so that a row of tokens times the weight is one matrix product without a
+    transposition, in the forward pass and in both products of the backward pass.
+    """
+
+    weight: Float[Array, "inputs outputs"]
+    bias: Float[Array, " outputs"] | None
+
+    def __init__(
+        self, inputs: int, outputs: int, init: Initializer, *, use_bias: bool = True, parts: int = 1, key: Key
+    ) -> None:
+        """Draw the weight and set the bias to zero.
+
+        Args:
+            inputs: features that come in.
+            outputs: features that go out.
+            init: initialiser of the weight.
+            use_bias: whether there is a bias.
+            parts: matrices side by side in the weight, each drawn by its own size.
+            key: randomness of the weight.
+        """
+        draw = jax.vmap(lambda key: init(key, (inputs, outputs // parts)), out_axes=1)
+        self.weight = draw(jax.random.split(key, parts)).reshape(inputs, outputs)
+        self.bias = jnp.zeros((outputs,)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
+        y = x @ self.weight
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)
+
+
+class LayerNorm(eqx.Module):
+    """Layer norm over the last axis (Ba et al., arXiv 1607.06450), with scale and bias.
+
+    Mean and variance are taken in at least float32; the result has the type of the input.
+    """
+
+    scale: Float[Array, " dim"]
+    bias: Float[Array, " dim"]
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, dim: int, eps: float) -> None:
+        """Start as the plain norm: scale one, bias zero.
+
+        Args:
+            dim: features.
+            eps: added to the variance.
+        """
+        self.scale = jnp.ones((dim,))
+        self.bias = jnp.zeros((dim,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
+        wide = x.astype(wide_dtype(x.dtype))
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+        plain = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
+        return plain * jnp.broadcast_to(self.scale, x.shape) + jnp.broadcast_to(self.bias, x.shape)
+
+
+def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """The type for sums over many numbers: float32 for narrower types, wider types as they are."""
+    return jnp.promote_types(dtype, jnp.float32)

@@ -1,0 +1,98 @@
+"""Blocks with stacked arrays, and the ways to run them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from .._types import Key
+from ..config import Layers, Remat
+from ._block import Block
+
+
+def make_blocks(make_block: Callable[[Key], Block], depth: int, *, key: Key) -> Block:
+    """One block whose arrays have a leading axis of `depth`: a whole tower in a handful of arrays."""
+    return eqx.filter_vmap(make_block)(jax.random.split(key, depth))
+
+
+class Stack(eqx.Module):
+    """A run of equal blocks.
+
+    The arrays of all blocks are stacked, so few of them cross the border of a jitted call. How the blocks run
+    and what the backward pass recomputes changes neither values nor gradients, beyond rounding.
+    """
+
+    blocks: Block
+    """Blocks with a leading axis over depth."""
+    drop_path: float = eqx.field(static=True)
+    """Chance to skip a branch in the last block, rising linearly from 0 in the first."""
+    layers: Layers = eqx.field(static=True, default="auto")
+    """scan: one body for all blocks, quick to compile. unroll: each block written out. auto: by backend."""
+    remat: Remat = eqx.field(static=True, default="none")
+    """What is recomputed: none, full (all of a block), dots (all but matrix products), dots_no_batch (all but products
+    with weights)."""
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return self.blocks.attention.qkv.weight.shape[0]
+
+    def __call__(
+        self,
+        x: Float[Array, "tokens dim"],
+        mask: Bool[Array, "tokens tokens"] | None = None,
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, "tokens dim"]:
+        """Run one example through all blocks.
+
+        Args:
+            x: tokens.
+            mask: which token (row) sees which (column); none: all see all.
+            key: randomness of stochastic depth; none: no branch is skipped.
+        """
+        factors = None
+        if self.drop_path and key is not None:
+            factors = _branch_factors(self.depth, self.drop_path, key=key).astype(x.dtype)
+
+        def body(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, None]:
+            block, branch_factors = layer
+            return block(x, mask, branch_factors), None
+
+        scan = self.layers == "scan" or (self.layers == "auto" and _scans_by_default())
+        body = _rematerialized(body, self.remat, in_scan=scan)
+        if scan:
+            return jax.lax.scan(body, x, (self.blocks, factors))[0]
+        for layer in _unstacked((self.blocks, factors), self.depth):
+            x, _ = body(x, layer)
+        return x
+
+
+def _scans_by_default() -> bool:
+    return True
+
+
+def _rematerialized(body: Callable[..., Any], remat: Remat, *, in_scan: bool) -> Callable[..., Any]:
+    if remat == "none":
+        return body
+    policy = {
+        "full": None,
+        "dots": jax.checkpoint_policies.dots_saveable,
+        "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }[remat]
+    # The body of a scan is compiled apart from its backward pass, so nothing there could undo the recomputation.
+    return jax.checkpoint(body, policy=policy, prevent_cse=not in_scan)
+
+
+def _unstacked(tree: Any, depth: int) -> list[Any]:
+    leaves, structure = jax.tree.flatten(tree)
+    return [structure.unflatten([leaf[index] for leaf in leaves]) for index in range(depth)]
+
+
+def _branch_factors(depth: int, drop_path: float, *, key: Key) -> Float[Array, "depth 2"]:
+    """Per block and branch: 0 with the block's chance, else the inverse of the chance to stay."""
+    stay = 1.0 - jnp.linspace(0.0, drop_path, depth)[:, None]
+    return jax.random.bernoulli(key, stay, (depth, 2)) / stay
