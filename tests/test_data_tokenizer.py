@@ -191,6 +191,12 @@ def test_special_tokens_in_a_caption_are_only_text(vocab_txt, clip_folder):
     assert ids.count(518) == 1
 
 
+def test_tokens_are_counted_before_the_cut(vocab_txt, clip_folder):
+    captions = ["", "a dog, run", "skateboard " * 40]
+    assert load_tokenizer(vocab_txt).count_tokens(captions).tolist() == [1, 5, 81]
+    assert load_tokenizer(clip_folder).count_tokens(["", "a dog"]).tolist() == [2, 4]
+
+
 def test_broken_files_are_named(tmp_path, vocab_txt):
     def fails(name, content, match, error=ValueError):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, Literal
@@ -75,16 +75,24 @@ class Tokenizer:
             length: ids per caption, start and end tokens included, at least 1.
         """
         check_at_least("length", length, 1)
-        most = length * _CHARACTERS_PER_TOKEN
-        encodings = self.fast.encode_batch_fast(
-            [clean_text(text[:most]) for text in captions], add_special_tokens=False
-        )
-        ids = np.full((len(encodings), length), self.pad_id, np.int32)
+        ids = np.full((len(captions), length), self.pad_id, np.int32)
         end = [] if self.end_id is None else [self.end_id]
-        for row, encoding in zip(ids, encodings, strict=True):
-            text = [self.start_id, *encoding.ids][: max(length - len(end), 0)] + end
+        for row, pieces in zip(ids, self._pieces(captions, length * _CHARACTERS_PER_TOKEN), strict=True):
+            text = [self.start_id, *pieces][: length - len(end)] + end
             row[: len(text)] = text
         return ids
+
+    def count_tokens(self, captions: Sequence[str]) -> Int32[np.ndarray, " batch"]:
+        """How long each caption is in tokens before it is cut, start and end tokens included.
+
+        Of a caption only the first 100,000 characters count.
+        """
+        bounds = 1 if self.end_id is None else 2
+        return np.array([len(pieces) + bounds for pieces in self._pieces(captions, 100_000)], np.int32)
+
+    def _pieces(self, captions: Sequence[str], most_characters: int) -> Iterator[list[int]]:
+        texts = [clean_text(caption[:most_characters]) for caption in captions]
+        return (encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False))
 
     def tokens(self) -> list[str]:
         """The piece of each id, as the vocabulary spells it; empty where an id has none."""
