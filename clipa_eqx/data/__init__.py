@@ -1,0 +1,13 @@
+"""Captioned images on disk to batches of uint8 pixels and token ids, and the sets that models are evaluated on."""
+
+from ._image import eval_image as eval_image, ImageError as ImageError, training_image as training_image
+from ._pair import Pair as Pair, PairSource as PairSource
+from ._pipeline import (
+    Batch as Batch,
+    BatchIterator as BatchIterator,
+    Fault as Fault,
+    training_batches as training_batches,
+)
+from ._sources import open_pairs as open_pairs
+from ._tokenizer import load_tokenizer as load_tokenizer, Tokenizer as Tokenizer, train_tokenizer as train_tokenizer
+from ._word_class import word_classes as word_classes

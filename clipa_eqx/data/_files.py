@@ -1,0 +1,148 @@
+"""Captioned images that lie as single files, listed in a CSV file or side by side in a folder."""
+
+import array
+import csv
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ._pair import Pair
+from ._pairing import CAPTIONS, IMAGE_EXTENSIONS, pair_by_name, read_text, TextError
+from ._shards import check_index, describe_counts
+
+
+class FilePairs:
+    """Pairs whose images are files, with all captions in memory as one block of bytes."""
+
+    def __init__(self, root: Path, rows: Iterator[tuple[str, str]], skipped: Counter[str]) -> None:
+        """Take in rows.
+
+        Args:
+            root: the folder to which paths are relative.
+            rows: path of the image and caption.
+            skipped: what `rows` left out, complete once it is exhausted.
+        """
+        text, ends = bytearray(), array.array("Q")
+        for row in rows:
+            for field in row:
+                text += field.encode("utf-8", "surrogateescape")
+                ends.append(len(text))
+        self._root, self._text = root, bytes(text)
+        self._ends = np.frombuffer(ends, np.uint64) if ends else np.zeros(0, np.uint64)
+        self.skipped = dict(sorted(skipped.items()))
+        # Over paths and captions; not over the pixels, nor where the folder lies.
+        self.fingerprint = hashlib.sha256(self._ends.tobytes() + self._text).hexdigest()[:32]
+
+    def __len__(self) -> int:
+        return len(self._ends) // 2
+
+    def __getitem__(self, index: int) -> Pair:
+        first = 2 * check_index(index, len(self))
+        start = int(self._ends[first - 1]) if first else 0
+        middle, end = (int(place) for place in self._ends[first : first + 2])
+        path = self._text[start:middle].decode("utf-8", "surrogateescape")
+        return Pair(path, (self._root / path).read_bytes(), self._text[middle:end].decode())
+
+
+def open_csv(path: Path, *, separator: str, image: str, caption: str) -> FilePairs:
+    """Captioned images listed in a CSV file with a header line.
+
+    Args:
+        path: the file; names of images in it are relative to its folder.
+        separator: between fields; a .tsv file has tabs whatever is said.
+        image: column of the image path.
+        caption: column of the caption.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a column is missing, the file is not CSV, or no row can be used.
+    """
+    skipped: Counter[str] = Counter()
+    separator = "\t" if path.suffix.lower() == ".tsv" else separator
+    # Bytes that are not UTF-8 become lone surrogates, which tell the faulty row from the others.
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        reader = csv.reader(file, delimiter=separator)
+        try:
+            places = _find_columns(path, next(reader, []), separator, image, caption)
+            pairs = FilePairs(path.parent, _read_rows(reader, places, skipped), skipped)
+        except csv.Error as error:
+            raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}.") from error
+    if not len(pairs):
+        raise ValueError(f"{path} lists no image with a caption ({describe_counts(pairs.skipped)}).")
+    return pairs
+
+
+def _find_columns(path: Path, header: list[str], separator: str, image: str, caption: str) -> tuple[int, int]:
+    missing = [name for name in (image, caption) if name not in header]
+    if missing:
+        raise ValueError(
+            f"{path} has no column {' and no column '.join(repr(name) for name in missing)}; its first line, split at "
+            f"{separator!r}, names {', '.join(repr(name) for name in header) or 'nothing'}. Set csv_image, csv_caption "
+            "and csv_separator to fit."
+        )
+    return header.index(image), header.index(caption)
+
+
+def _read_rows(
+    reader: Iterator[list[str]], places: tuple[int, int], skipped: Counter[str]
+) -> Iterator[tuple[str, str]]:
+    for row in reader:
+        if not row:
+            continue
+        if len(row) <= max(places):
+            skipped["row with too few fields"] += 1
+            continue
+        name, caption = row[places[0]], row[places[1]].strip()
+        if not name:
+            skipped["caption without image"] += 1
+        elif not caption:
+            skipped["empty caption"] += 1
+        elif any("\udc80" <= character <= "\udcff" for character in caption):
+            skipped["caption is not UTF-8"] += 1
+        else:
+            yield name, caption
+
+
+def open_folder(path: Path) -> FilePairs:
+    """Captioned images of a folder and the folders in it: each image beside a text file of the same name.
+
+    Raises:
+        ValueError: no image has a caption.
+    """
+    skipped: Counter[str] = Counter()
+    pairs = FilePairs(path, _read_captions(path, skipped), skipped)
+    if not len(pairs):
+        raise ValueError(
+            f"{path} holds no tar, and no image with a caption of the same name ({describe_counts(pairs.skipped)}); "
+            f"needed are files such as 000.jpg and 000.txt."
+        )
+    return pairs
+
+
+def _read_captions(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
+    files = ((os.fsencode(name), name) for name in list_files(folder))
+    for pair in pair_by_name(files, CAPTIONS, skipped):
+        try:
+            caption = read_text((folder / pair.text).read_bytes(), CAPTIONS, is_json=pair.is_json)
+        except TextError as error:
+            skipped[str(error)] += 1
+        else:
+            yield pair.image, caption
+
+
+def list_files(folder: Path) -> Iterator[str]:
+    """Paths of all files in a folder and the folders in it, relative to it and sorted; hidden ones are left out."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield os.path.relpath(os.path.join(parent, name), folder)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name ends as images do."""
+    return os.fsencode(name).lower().rpartition(b".")[2] in IMAGE_EXTENSIONS

@@ -1,0 +1,70 @@
+"""Bytes out of files by offset, from any number of threads, with few files open."""
+
+import functools
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+
+_MOST_OPEN_FILES = 256
+
+
+class FileStamp(NamedTuple):
+    """A file as it was when it was looked at."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    replaceable: bool = False
+    """Its name tells what it holds, so a copy that another process puts in its place is as good."""
+
+
+class ChangedFileError(RuntimeError):
+    """A file is not what it was when its index was read."""
+
+
+def stamp_file(path: Path, *, replaceable: bool = False) -> FileStamp:
+    """Size and time of the last change of a file."""
+    status = path.stat()
+    return FileStamp(path, status.st_size, status.st_mtime_ns, replaceable)
+
+
+def read_at(file: FileStamp, offset: int, size: int) -> bytes:
+    """Read `size` bytes from `offset`.
+
+    Nothing is memory-mapped: a map of a file that is cut short afterwards kills the process.
+
+    Raises:
+        ChangedFileError: the file was replaced or changed since it was stamped.
+        OSError: it cannot be read.
+    """
+    opened = _open(file)
+    parts = []
+    while size and (part := os.pread(opened.descriptor, size, offset)):
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+    if size:
+        raise ChangedFileError(f"{file.path} became shorter while it was being read.")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _OpenFile:
+    """A descriptor that closes once nobody uses it, so that one thread may drop it while another one reads."""
+
+    def __init__(self, file: FileStamp) -> None:
+        self.descriptor = os.open(file.path, os.O_RDONLY)
+        status = os.fstat(self.descriptor)
+        if not file.replaceable and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+            raise ChangedFileError(
+                f"{file.path} changed after its index was read: start again, and leave the data as it is during a run."
+            )
+
+    def __del__(self) -> None:
+        # Opening may have failed before there was a descriptor.
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+@functools.lru_cache(maxsize=_MOST_OPEN_FILES)
+def _open(file: FileStamp) -> _OpenFile:
+    return _OpenFile(file)

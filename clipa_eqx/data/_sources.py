@@ -1,0 +1,46 @@
+"""Opening captioned images, whatever their layout."""
+
+from pathlib import Path
+
+from ..config import DataConfig
+from ._files import open_csv, open_folder
+from ._pair import PairSource
+from ._shards import find_shards, TarPairs
+
+
+def open_pairs(config: DataConfig) -> PairSource:
+    """Open the training pairs that a config names.
+
+    webdataset: tars as img2dataset writes them; a tar, a folder of tars, a glob, or a name with a range such as
+    `{00000..00010}.tar`. A tar that is cut short gives the pairs that it holds whole. csv: a .csv or .tsv file with a
+    header. folder: images beside text files of the same name.
+
+    Nothing is dropped in silence: `.skipped` counts what cannot be used. Pictures are not looked at here; a broken one
+    is found when it is decoded.
+
+    Args:
+        config: where the pairs are and how they are laid out.
+
+    Raises:
+        FileNotFoundError: nothing lies at the path.
+        ValueError: the path is empty, or holds no pair.
+    """
+    if not config.train:
+        raise ValueError("data.train is empty: give a folder or glob of tars, a .csv or .tsv file, or a folder.")
+    path = Path(config.train).expanduser()
+    layout = _find_layout(path) if config.layout == "auto" else config.layout
+    if layout == "webdataset":
+        return TarPairs(find_shards(str(path)))
+    if not path.exists():
+        raise FileNotFoundError(f"There is nothing at data.train={config.train!r}.")
+    if layout == "csv":
+        return open_csv(path, separator=config.csv_separator, image=config.csv_image, caption=config.csv_caption)
+    return open_folder(path)
+
+
+def _find_layout(path: Path) -> str:
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return "csv"
+    if path.is_dir() and next(path.glob("*.tar"), None) is None:
+        return "folder"
+    return "webdataset"
