@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,7 @@ def test_two_processes_see_one_batch():
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", TWO_PROCESSES, str(process), address],
+            cwd=Path(__file__).parents[1],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -115,9 +117,8 @@ def test_two_processes_see_one_batch():
     finally:
         for process in processes:
             process.kill()
-    expected = (
-        f"{[0.0, 2.0, 4.0, 6.0, 20.0, 22.0, 24.0, 26.0]} {np.asarray(jax.random.key_data(jax.random.key(3))).tolist()}"
-    )
+    key = jax.random.key_data(jax.random.key(3)).tolist()
+    expected = f"{[0.0, 2.0, 4.0, 6.0, 20.0, 22.0, 24.0, 26.0]} {key}"
     for process, (out, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, err
         assert expected in out

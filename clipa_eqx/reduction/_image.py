@@ -62,9 +62,11 @@ def grid_keep(grid: tuple[int, int], keep: int, *, key: Key) -> Int[Array, " kee
     _check_keep(grid, keep)
     rows, cols = grid
     row_bands, col_bands = _cell_counts(grid, keep)
-    row_key, col_key, patch_key, cell_key = jax.random.split(key, 4)
-    row_band = _bands(rows, row_bands, key=row_key)
-    col_band = _bands(cols, col_bands, key=col_key)
+    shift_key, patch_key, cell_key = jax.random.split(key, 3)
+    num_shifts = [side if side % bands else 1 for side, bands in ((rows, row_bands), (cols, col_bands))]
+    row_shift, col_shift = jax.random.randint(shift_key, (2,), 0, jnp.array(num_shifts))
+    row_band = (jnp.arange(rows) + row_shift) % rows * row_bands // rows
+    col_band = (jnp.arange(cols) + col_shift) % cols * col_bands // cols
     cell = (row_band[:, None] * col_bands + col_band[None, :]).reshape(-1)
 
     # Sorted by cell, then at random, slot i of the order has a cell and a rank in it that depend on sizes alone.
@@ -82,8 +84,8 @@ def block_keep(grid: tuple[int, int], keep: int, *, key: Key) -> Int[Array, " ke
     """Positions of `keep` patches that form one rectangle, placed uniformly over all places where it fits.
 
     The block masking of CLIPA keeps one window of the image. The window is the squarest rectangle of exactly `keep`
-    patches if one no longer than twice its width fits the grid; otherwise the squarest whose last row is cut short,
-    at its left, its right or both, at random.
+    patches, if one with its longer side at most twice the shorter fits the grid; otherwise the squarest whose last row
+    is cut short, at its left, its right or both, at random.
 
     Args:
         grid: rows and columns of patches, each at least 1.
@@ -100,10 +102,8 @@ def block_keep(grid: tuple[int, int], keep: int, *, key: Key) -> Int[Array, " ke
     rows, cols = grid
     height, width = _window(grid, keep)
     last_row = keep - (height - 1) * width
-    row_key, col_key, cut_key = jax.random.split(key, 3)
-    top = jax.random.randint(row_key, (), 0, rows - height + 1)
-    left = jax.random.randint(col_key, (), 0, cols - width + 1)
-    cut = jax.random.randint(cut_key, (), 0, width - last_row + 1)
+    num_places = jnp.array([rows - height + 1, cols - width + 1, width - last_row + 1])
+    top, left, cut = jax.random.randint(key, (3,), 0, num_places)
     row, col = np.divmod(np.arange(keep), width)
     return (top + row) * cols + left + col + jnp.where(row == height - 1, cut, 0)
 
@@ -192,13 +192,8 @@ def _cell_counts(grid: tuple[int, int], keep: int) -> tuple[int, int]:
     return min(candidates, key=lambda n: (-n[0] * n[1], _elongation(grid[0] * n[1], grid[1] * n[0])))
 
 
-def _bands(side: int, num_bands: int, *, key: Key) -> Int[Array, " side"]:
-    """The band of each row (or column) when a side is cut into near-equal bands."""
-    shift = jax.random.randint(key, (), 0, side if side % num_bands else 1)
-    return (jnp.arange(side) + shift) % side * num_bands // side
-
-
 def _band_sizes(side: int, num_bands: int) -> np.ndarray:
+    """How many rows (or columns) each band has when a side is cut into near-equal bands."""
     return np.bincount(np.arange(side) * num_bands // side, minlength=num_bands)
 
 
