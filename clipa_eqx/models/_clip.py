@@ -95,8 +95,8 @@ def make_clip(config: CLIPConfig | str, *, key: Key) -> CLIP:
     return CLIP(
         vision=make_vision(config.vision, config.embed, key=vision_key),
         text=make_text(config.text, config.embed, key=text_key),
-        logit_scale=jnp.asarray(config.init_logit_scale),
-        logit_bias=None if config.init_logit_bias is None else jnp.asarray(config.init_logit_bias),
+        logit_scale=jnp.asarray(config.init_logit_scale, jnp.float32),
+        logit_bias=None if config.init_logit_bias is None else jnp.asarray(config.init_logit_bias, jnp.float32),
         config=config,
     )
 

@@ -66,7 +66,7 @@ class Stack(eqx.Module):
         body = _rematerialized(body, self.remat, in_scan=scan)
         if scan:
             return jax.lax.scan(body, x, (self.blocks, factors))[0]
-        for layer in _unstacked((self.blocks, factors), self.depth):
+        for layer in _unstacked((self.blocks, factors)):
             x, _ = body(x, layer)
         return x
 
@@ -87,12 +87,15 @@ def _rematerialized(body: Callable[..., Any], remat: Remat, *, in_scan: bool) ->
     return jax.checkpoint(body, policy=policy, prevent_cse=not in_scan)
 
 
-def _unstacked(tree: Any, depth: int) -> list[Any]:
+def _unstacked(tree: Any) -> list[Any]:
+    # One split per array, because its transpose is one concatenation; indexing block by block would build the stacked
+    # gradient as a sum of `depth` padded arrays.
     leaves, structure = jax.tree.flatten(tree)
-    return [structure.unflatten([leaf[index] for leaf in leaves]) for index in range(depth)]
+    blocks = zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True)
+    return [structure.unflatten(block) for block in blocks]
 
 
 def _branch_factors(depth: int, drop_path: float, *, key: Key) -> Float[Array, "depth 2"]:
     """Per block and branch: 0 with the block's chance, else the inverse of the chance to stay."""
     stay = 1.0 - jnp.linspace(0.0, drop_path, depth)[:, None]
-    return jax.random.bernoulli(key, stay, (depth, 2)) / stay
+    return jax.random.bernoulli(key, stay, (depth, 2)).astype(stay.dtype) / stay
