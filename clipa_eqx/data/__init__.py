@@ -8,6 +8,12 @@ from ._pipeline import (
     Fault as Fault,
     training_batches as training_batches,
 )
+from ._sets import (
+    ClassificationSet as ClassificationSet,
+    open_classification as open_classification,
+    open_retrieval as open_retrieval,
+    RetrievalSet as RetrievalSet,
+)
 from ._sources import open_pairs as open_pairs
 from ._tokenizer import load_tokenizer as load_tokenizer, Tokenizer as Tokenizer, train_tokenizer as train_tokenizer
-from ._word_class import word_classes as word_classes
+from ._word_class import word_class as word_class, word_classes as word_classes
