@@ -286,7 +286,7 @@ class StageConfig:
     loss_tile: int = 0
     """Columns of the logit matrix held at once; 0 holds the whole matrix. Same value and gradient."""
     logit_scale_max: float = 0.0
-    """Largest inverse temperature (open_clip: 100); 0 leaves it free (CLIPA-JAX)."""
+    """Largest inverse temperature, at least 1 (open_clip: 100); 0 leaves it free (CLIPA-JAX)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """What is done to a training image."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -308,7 +308,8 @@ class StageConfig:
         check_at_least("keep_patches", self.keep_patches, 0)
         check_at_least("text_length", self.text_length, 1)
         check_at_least("loss_tile", self.loss_tile, 0)
-        check_between("logit_scale_max", self.logit_scale_max, 0.0, math.inf)
+        if self.logit_scale_max:
+            check_at_least("logit_scale_max", self.logit_scale_max, 1.0)
         check_choice("image_reduction", self.image_reduction, ImageReduction)
         check_choice("text_reduction", self.text_reduction, TextReduction)
         check_choice("loss", self.loss, Literal["softmax", "sigmoid"])
