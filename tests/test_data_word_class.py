@@ -1,10 +1,39 @@
 """Word classes: well-known words, endings, and whole vocabularies of both kinds."""
 
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 
 from clipa_eqx.data._byte_pair import build_byte_pair
 from clipa_eqx.data._tokenizer import load_tokenizer, Tokenizer
 from clipa_eqx.data._word_class import ADJECTIVE, NOUN, OTHER, VERB, word_class, word_classes
+
+
+def test_builder_reduces_a_lexicon(tmp_path):
+    lines = [
+        ";;; header NN",
+        "dog NN",
+        "Dog VB",
+        "red JJ",
+        "Paris NNP",
+        "PARIS VB",
+        "paRis NNP",
+        "naïve JJ",
+        "don't MD",
+        "! .",
+    ]
+    (tmp_path / "lexicon.txt").write_text("\n".join([*lines, "is VBZ", "two CD", "tagless"]), encoding="utf-8")
+    script = Path(__file__).parents[1] / "experiments" / "build_word_lexicon.py"
+    files = ["--lexicon", str(tmp_path / "lexicon.txt"), "--output", str(tmp_path / "out.gz")]
+    done = subprocess.run([sys.executable, str(script), *files], capture_output=True, text=True, check=True)
+    content = (tmp_path / "out.gz").read_bytes()
+    assert gzip.decompress(content) == b"dog paris\nred\nis\ntwo\n"
+    counts = {"nouns": 2, "adjectives": 1, "verbs": 1, "others": 1, "bytes": len(content)}
+    assert json.loads(done.stdout.splitlines()[-1]) == counts
 
 
 def test_class_numbers_rank_as_the_syntax_reduction_does():

@@ -59,10 +59,10 @@ class Tokenizer:
         # A pickled fast tokenizer forgets encode_special_tokens; building anew sets it.
         return type(self), (self.fast, self.kind, self.pad_id, self.start_id, self.end_id)
 
-    @functools.cached_property
+    @property
     def vocab_size(self) -> int:
         """Rows that an embedding table needs: the highest id plus 1."""
-        return max(self.fast.get_vocab(with_added_tokens=True).values()) + 1
+        return len(self._tokens)
 
     def encode_batch(self, captions: Sequence[str], length: int) -> Int32[np.ndarray, "batch length"]:
         """Token ids of captions, each cut or padded to `length`.
@@ -96,10 +96,15 @@ class Tokenizer:
 
     def tokens(self) -> list[str]:
         """The piece of each id, as the vocabulary spells it; empty where an id has none."""
-        pieces = [""] * self.vocab_size
-        for piece, index in self.fast.get_vocab(with_added_tokens=True).items():
+        return list(self._tokens)
+
+    @functools.cached_property
+    def _tokens(self) -> tuple[str, ...]:
+        vocab = self.fast.get_vocab(with_added_tokens=True)
+        pieces = [""] * (max(vocab.values(), default=-1) + 1)
+        for piece, index in vocab.items():
             pieces[index] = piece
-        return pieces
+        return tuple(pieces)
 
     def special_ids(self) -> list[int]:
         """Ids of tokens that stand for no text, in ascending order."""
