@@ -6,6 +6,9 @@ from ._clip import (
     make_clip as make_clip,
     with_execution as with_execution,
 )
+from ._pixels import normalize_pixels as normalize_pixels, scale_pixels as scale_pixels
 from ._presets import presets as presets, text_size as text_size, vision_size as vision_size
 from ._text import TextTower as TextTower
+from ._transfer import transfer as transfer
 from ._vision import VisionTower as VisionTower
+from ._weights import load_weights as load_weights, save_weights as save_weights

@@ -1,5 +1,6 @@
 """The transformer block."""
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -13,6 +14,8 @@ from ._attention import Attention
 from ._layers import Initializer, LayerNorm, Linear
 
 
+# Recomputed in the backward pass, for the reason given at the layer norm.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
 def activate(x: Float[Array, "*rows hidden"], activation: Activation) -> Float[Array, "*rows hidden"]:
     """GELU (Hendrycks & Gimpel, arXiv 1606.08415): exact, with tanh, or as `x * sigmoid(1.702 x)`."""
     if activation == "gelu_quick":

@@ -1,5 +1,7 @@
 """Linear layers and layer norms whose arrays may be stacked over the blocks of a tower."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -66,11 +68,20 @@ class LayerNorm(eqx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
-        wide = x.astype(wide_dtype(x.dtype))
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-        plain = (centred * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
-        return plain * jnp.broadcast_to(self.scale, x.shape) + jnp.broadcast_to(self.bias, x.shape)
+        return _normalized(x, self.scale, self.bias, self.eps)
+
+
+# The backward pass recomputes what lies between input and output from the input. A scanned body would otherwise store
+# every such intermediate of every block: with the same measure for GELU, that is half of a step's memory.
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
+def _normalized(
+    x: Float[Array, "*rows dim"], scale: Float[Array, " dim"], bias: Float[Array, " dim"], eps: float
+) -> Float[Array, "*rows dim"]:
+    wide = x.astype(wide_dtype(x.dtype))
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    plain = (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+    return plain * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
 
 
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:

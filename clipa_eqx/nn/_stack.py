@@ -30,10 +30,11 @@ class Stack(eqx.Module):
     drop_path: float = eqx.field(static=True)
     """Chance to skip a branch in the last block, rising linearly from 0 in the first."""
     layers: Layers = eqx.field(static=True, default="auto")
-    """scan: one body for all blocks, quick to compile. unroll: each block written out. auto: by backend."""
+    """scan: one body for all blocks. unroll: each block written out. auto: scan, which compiles faster, needs less memory
+    and on a CPU costs within a few percent of the best form at any width (benchmarks/block_forms.py)."""
     remat: Remat = eqx.field(static=True, default="none")
-    """What is recomputed: none, full (all of a block), dots (all but matrix products), dots_no_batch (all but products
-    with weights)."""
+    """What the backward pass recomputes beyond norms and activations: none, full (all of a block), dots (all but matrix
+    products), dots_no_batch (all but products with weights)."""
 
     @property
     def depth(self) -> int:
@@ -62,17 +63,13 @@ class Stack(eqx.Module):
             block, branch_factors = layer
             return block(x, mask, branch_factors), None
 
-        scan = self.layers == "scan" or (self.layers == "auto" and _scans_by_default())
+        scan = self.layers != "unroll"
         body = _rematerialized(body, self.remat, in_scan=scan)
         if scan:
             return jax.lax.scan(body, x, (self.blocks, factors))[0]
         for layer in _unstacked((self.blocks, factors)):
             x, _ = body(x, layer)
         return x
-
-
-def _scans_by_default() -> bool:
-    return True
 
 
 def _rematerialized(body: Callable[..., Any], remat: Remat, *, in_scan: bool) -> Callable[..., Any]:
