@@ -65,5 +65,6 @@ class Attention(eqx.Module):
         self, x: Float[Array, "tokens dim"], mask: Bool[Array, "tokens tokens"] | None = None
     ) -> Float[Array, "tokens dim"]:
         tokens, dim = x.shape
-        query, key, value = jnp.split(self.qkv(x).reshape(tokens, 3 * self.heads, dim // self.heads), 3, axis=1)
+        qkv = _with_still_bias(self.qkv, slice(dim, 2 * dim))(x)
+        query, key, value = jnp.split(qkv.reshape(tokens, 3 * self.heads, dim // self.heads), 3, axis=1)
         return self.out(attend(query, key, value, mask).reshape(tokens, dim))

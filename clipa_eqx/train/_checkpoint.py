@@ -1,0 +1,97 @@
+"""Checkpoints of one stage: state and data position together, written asynchronously by Orbax."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from ..config import CheckpointConfig
+from ._state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints in one directory, numbered by step.
+
+    A checkpoint appears under its number only when it is whole, so a killed run never leaves a half-written one.
+    Use as a context manager: leaving it waits for writes that are under way.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig) -> None:
+        policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(config.keep_last)]
+        if config.keep_every:
+            policies.append(preservation_policy.EveryNSteps(config.keep_every))
+        self._manager = ocp.CheckpointManager(
+            directory.resolve(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies), enable_async_checkpointing=True
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """Step of the newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, position: dict[str, Any]) -> None:
+        """Begin to write a checkpoint; returns once the state is copied off the devices.
+
+        Args:
+            step: updates done in this stage.
+            state: the state after them.
+            position: JSON values that say where the data stands.
+        """
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(_raw_arrays(state)), position=ocp.args.JsonSave(position)
+            ),
+            force=True,
+        )
+
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Read a checkpoint into the shapes, types and shardings of `like`.
+
+        Raises:
+            ValueError: the checkpoint is of another model or optimiser.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _raw_arrays(like))
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()),
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"The checkpoint at step {step} in {self._manager.directory} does not fit this run: "
+                f"use the config it was written with, or another run directory. Orbax says: {error}"
+            ) from error
+        return _from_raw_arrays(restored["state"], like), restored["position"]
+
+
+def _raw_arrays(state: TrainState) -> dict[str, Any]:
+    """Plain nested dicts of ordinary arrays, named by path: what Orbax writes without knowing our classes."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        named[jax.tree_util.keystr(path, simple=True, separator=".")] = jax.random.key_data(leaf) if is_key else leaf
+    return named
+
+
+def _from_raw_arrays(named: dict[str, Any], like: TrainState) -> TrainState:
+    def restore(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        array = named[jax.tree_util.keystr(path, simple=True, separator=".")]
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        return array
+
+    return jax.tree_util.tree_map_with_path(restore, like)

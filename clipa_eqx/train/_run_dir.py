@@ -1,0 +1,115 @@
+"""The directory of a run: what it was started with, and where its parts lie."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ..config import config_to_json, load_run_config, RunConfig
+
+
+# Fields that change how a run is carried out but not one bit of its weights: a resumed run may change them.
+_FREE = ("checkpoint.", "evaluation.", "data.threads", "data.prefetch", "log_every_steps")
+
+_PACKAGES = (
+    "clipa_eqx",
+    "jax",
+    "jaxlib",
+    "equinox",
+    "optax",
+    "grain",
+    "orbax-checkpoint",
+    "numpy",
+    "pillow",
+    "tokenizers",
+)
+
+
+class RunDirectory:
+    """Paths inside a run's directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.json"
+        self.environment = root / "environment.json"
+        self.metrics = root / "metrics.jsonl"
+        self.skipped = root / "skipped.jsonl"
+        self.tensorboard = root / "tensorboard"
+        self.tokenizer = root / "tokenizer"
+        self.model = root / "model.safetensors"
+
+    def checkpoints(self, stage: str) -> Path:
+        """Where one stage's checkpoints lie."""
+        return self.root / "checkpoints" / stage
+
+    def claim(self, config: RunConfig, *, write: bool) -> None:
+        """Begin a run here, or make sure that the run found here is the same one.
+
+        Args:
+            config: the run to start or continue.
+            write: whether this process writes the files (one process of several does).
+
+        Raises:
+            ValueError: the directory holds another run, or files of something else.
+        """
+        if self.config.exists():
+            changes = list(_changes(config_to_json(load_run_config(self.config)), config_to_json(config)))
+            if changes:
+                raise ValueError(
+                    f"{self.root} holds a run of another config; choose another run directory, or the same config. "
+                    "Changed:\n" + "\n".join(f"  - {change}" for change in changes)
+                )
+        elif self.root.exists() and any(self.root.iterdir()):
+            raise ValueError(f"{self.root} is not empty and holds no run; choose a new or an empty run directory.")
+        if write:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self.config.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
+            self.environment.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions, devices and git state, for a run's record."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "devices": [f"{device.platform}:{device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "git": _git_state(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the working directory and whether files differ from it; None outside a checkout."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
+
+
+def _changes(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    if where.startswith(_FREE):
+        return
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in new:
+            yield from _changes(old.get(name), new[name], f"{where}.{name}" if where else name)
+    elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
+        for place, (before, after) in enumerate(zip(old, new, strict=True)):
+            yield from _changes(before, after, f"{where}.{place}")
+    elif old != new:
+        yield f"{where}: {old!r} there, {new!r} here"

@@ -1,0 +1,62 @@
+"""One process of a run over several: the first gradient, then training. Started by test_distributed.py.
+
+Arguments: config.json, run directory, file for the gradient, and, for several processes, address, count, index.
+"""
+
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+
+from clipa_eqx.config import load_run_config, stage_model
+from clipa_eqx.data import load_tokenizer, open_pairs, training_batches, word_classes
+from clipa_eqx.models import make_clip
+from clipa_eqx.sharding import make_mesh, replicate, to_global
+from clipa_eqx.train import DeviceBatch, init_state, make_train_step, train
+
+
+def first_gradient(config):
+    """Gradient of the first batch, read off the weights that a step of rate -1 without an optimiser leaves."""
+    stage = config.stages[0]
+    mesh = make_mesh()
+    model = eqx.filter_jit(make_clip)(stage_model(config, stage), key=jax.random.key(0))
+    before = [np.array(leaf) for leaf in jax.tree.leaves(model)]
+    optimizer = optax.identity()
+    state = replicate(init_state(model, optimizer, key=jax.random.key(1)), mesh)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    batches = training_batches(
+        open_pairs(config.data),
+        tokenizer,
+        config.data,
+        stage,
+        word_class_table=word_classes(tokenizer),
+        seed=0,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    batch = next(batches)
+    batches.close()
+    rows = DeviceBatch(pixels=batch.pixels, tokens=batch.tokens, word_class=batch.word_class)
+    step = make_train_step(stage, optax.constant_schedule(1.0), optimizer, mesh)
+    state, _ = step(state, to_global(rows, mesh))
+    after = [np.array(leaf.addressable_data(0)) for leaf in jax.tree.leaves(state.model)]
+    return [b - a for a, b in zip(before, after, strict=True)]
+
+
+def main():
+    config_path, run_dir, gradient_path, *processes = sys.argv[1:]
+    if processes:
+        address, count, index = processes
+        jax.distributed.initialize(address, int(count), int(index))
+    config = load_run_config(Path(config_path))
+    gradient = first_gradient(config)
+    if jax.process_index() == 0:
+        np.savez(gradient_path, *gradient)
+    train(config, Path(run_dir), console=False)
+
+
+if __name__ == "__main__":
+    main()
