@@ -1,7 +1,8 @@
 """Image files to square uint8 pixels, at the smallest scale that suffices."""
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,22 +67,20 @@ def training_image(
         ImageError: the picture is broken, cut short, too large, or no picture.
     """
     check_at_least("size", size, 1)
-    try:
-        picture = _open(data, max_pixels)
-        # Areas, aspects and places are as likely in the stored as in the upright picture, so the box is drawn in the
-        # stored one, and the small result is turned.
-        box = draw_crop(picture.width, picture.height, augment, draws)
+    picture = _open(data, max_pixels)
+    # Areas, aspects and places are as likely in the stored as in the upright picture, so the box is drawn in the
+    # stored one, and the small result is turned.
+    box = draw_crop(picture.width, picture.height, augment, draws)
+    right, bottom = box.left + box.width, box.top + box.height
+    with _naming_faults():
         scale = _shrink_on_load(picture, box, size)
-        right, bottom = box.left + box.width, box.top + box.height
-        window = (box.left / scale, box.top / scale, right / scale, bottom / scale)
         orientation = _orientation(picture)
+        window = (box.left / scale, box.top / scale, right / scale, bottom / scale)
         picture = _to_rgb(picture).resize((size, size), _KERNELS[augment.interpolation], box=window)
-        picture = _turn(picture, orientation)
-        if augment.mirror and draws[-1] < 0.5:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return np.array(picture)
-    except Exception as error:  # a broken file makes Pillow's decoders raise whatever they stumble over
-        raise _reason(error) from error
+    picture = _turn(picture, orientation)
+    if augment.mirror and draws[-1] < 0.5:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(picture)
 
 
 def eval_image(
@@ -103,16 +102,14 @@ def eval_image(
     check_at_least("size", size, 1)
     check_choice("resize", resize, EvalResize)
     check_choice("interpolation", interpolation, Interpolation)
-    try:
-        picture = _open(data, max_pixels)
+    picture = _open(data, max_pixels)
+    with _naming_faults():
         orientation = _orientation(picture)
         picture = _turn(_to_rgb(picture), orientation)
-        window = (0.0, 0.0, float(picture.width), float(picture.height))
-        if resize == "crop":
-            window = _centre_window(picture.width, picture.height, size)
-        return np.array(picture.resize((size, size), _KERNELS[interpolation], box=window))
-    except Exception as error:  # as above
-        raise _reason(error) from error
+    window = (0.0, 0.0, float(picture.width), float(picture.height))
+    if resize == "crop":
+        window = _centre_window(picture.width, picture.height, size)
+    return np.array(picture.resize((size, size), _KERNELS[interpolation], box=window))
 
 
 def draw_crop(width: int, height: int, augment: AugmentConfig, draws: Sequence[float]) -> Box:
@@ -146,7 +143,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header only."""
     if not data:
         raise ImageError("empty file")
-    picture = Image.open(io.BytesIO(data), formats=FORMATS)
+    with _naming_faults():
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
     if picture.width * picture.height > max_pixels:
         raise ImageError(f"{picture.width} x {picture.height} pixels are more than max_pixels={max_pixels}")
     if picture.width < 1 or picture.height < 1:
@@ -198,13 +196,17 @@ def _centre_window(width: int, height: int, size: int) -> tuple[float, float, fl
     new_width, new_height = size * width // short, size * height // short
     left, top = round((new_width - size) / 2), round((new_height - size) / 2)
     across, down = width / new_width, height / new_height
-    return left * across, top * down, min(width, (left + size) * across), min(height, (top + size) * down)
+    right, bottom = min((left + size) * across, width), min((top + size) * down, height)
+    return left * across, top * down, float(right), float(bottom)
 
 
-def _reason(error: Exception) -> ImageError:
-    if isinstance(error, ImageError):
-        return error
-    if isinstance(error, UnidentifiedImageError):
+@contextlib.contextmanager
+def _naming_faults() -> Iterator[None]:
+    """Turn what Pillow raises into an ImageError with a reason that is the same in every run."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
         # Pillow's message holds a memory address.
-        return ImageError(f"not a picture of a known format ({', '.join(FORMATS)})")
-    return ImageError(f"{type(error).__name__}: {error}"[:200])
+        raise ImageError(f"not a picture of a known format ({', '.join(FORMATS)})") from error
+    except Exception as error:  # a broken file makes the decoders raise whatever they stumble over
+        raise ImageError(f"{type(error).__name__}: {error}"[:200]) from error

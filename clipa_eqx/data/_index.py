@@ -14,8 +14,9 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from ._pairing import extension_of, NamedPair, pair_by_name, read_text, TextError, TextKind
 from ._reading import ChangedFileError, FileStamp, read_at, stamp_file
@@ -152,7 +153,8 @@ def _load(path: Path, shard: FileStamp, kind: TextKind) -> ShardIndex | None:
     if magic != _MAGIC or zlib.crc32(memoryview(content)[_PREFIX.size :]) != checksum:
         return None
     header: dict[str, Any] = json.loads(content[_PREFIX.size : _PREFIX.size + header_size])
-    if header["version"] != _VERSION or [header["size"], header["mtime_ns"]] != [shard.size, shard.mtime_ns]:
+    state = [header.get(name) for name in ("version", "kind", "size", "mtime_ns")]
+    if state != [_VERSION, kind.name, shard.size, shard.mtime_ns]:
         return None
     return ShardIndex(
         shard=shard,
@@ -168,8 +170,6 @@ def _load(path: Path, shard: FileStamp, kind: TextKind) -> ShardIndex | None:
 
 def _build(shard: FileStamp, kind: TextKind) -> bytes:
     skipped: Counter[str] = Counter()
-    if shard.size == 0:
-        skipped["empty tar"] += 1
     with shard.path.open("rb", buffering=_SCAN_BUFFER) as file:
         found = list(pair_by_name(_read_members(file, shard.size, kind, skipped), kind, skipped))
     records: list[tuple[bytes, bytes]] = []
@@ -184,6 +184,7 @@ def _build(shard: FileStamp, kind: TextKind) -> bytes:
     body = b"".join(places + stem.ljust(key_size, b"\0") for stem, places in records)
     header = {
         "version": _VERSION,
+        "kind": kind.name,
         "size": shard.size,
         "mtime_ns": shard.mtime_ns,
         "record_size": _PLACES.size + key_size,
@@ -202,7 +203,7 @@ class _File(NamedTuple):
 
 
 def _read_members(
-    file: BinaryIO, file_size: int, kind: TextKind, skipped: Counter[str]
+    file: BufferedIOBase, file_size: int, kind: TextKind, skipped: Counter[str]
 ) -> Iterator[tuple[bytes, _File]]:
     """Name and place of each member, and the content of texts, in one pass over the tar."""
     try:

@@ -1,8 +1,8 @@
 """Captioned images to training batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast, Protocol, runtime_checkable, Self
+from typing import cast, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, Int32, UInt8
@@ -61,7 +61,7 @@ class CaptionEncoder(Protocol):
 class BatchIterator(Protocol):
     """An endless iterator of batches, read ahead by threads until it is closed."""
 
-    def __iter__(self) -> Self: ...
+    def __iter__(self) -> Iterator[Batch]: ...
 
     def __next__(self) -> Batch: ...
 

@@ -1,7 +1,8 @@
 """Where the files of a tar lie, read off its headers: USTAR, PAX and GNU forms."""
 
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from io import BufferedIOBase
+from typing import NamedTuple
 
 
 _BLOCK = 512
@@ -24,7 +25,7 @@ class TarError(ValueError):
     """The tar cannot be read on from here; its message is the reason under which the loss is counted."""
 
 
-def scan_tar(file: BinaryIO, file_size: int) -> Iterator[TarMember]:
+def scan_tar(file: BufferedIOBase, file_size: int) -> Iterator[TarMember]:
     """List the regular files of a tar with the offsets of their bytes.
 
     Four times as fast as tarfile, which counts where 1e9 files lie in the shards of a large set. Folders,
@@ -45,6 +46,8 @@ def scan_tar(file: BinaryIO, file_size: int) -> Iterator[TarMember]:
         file.seek(position)
         header = file.read(_BLOCK)
         if header.count(0) == _BLOCK:
+            if position == 0:
+                raise TarError("empty tar")
             return
         _check_header(header, position)
         kind, size, offset = header[156:157], _number(header[124:136]), position + _BLOCK
@@ -67,13 +70,16 @@ def scan_tar(file: BinaryIO, file_size: int) -> Iterator[TarMember]:
             if kind in _REGULAR:
                 yield TarMember(_header_name(header) if name is None else name, offset, size)
             name, pax_size = None, None
+    # A whole tar ends with a block of zeros.
+    raise TarError("truncated tar" if file_size else "empty tar")
 
 
 def _check_header(header: bytes, position: int) -> None:
     if len(header) < _BLOCK:
         raise TarError("truncated tar" if position else "not a tar")
     # The checksum field itself counts as eight spaces.
-    if _integer(header[148:156].strip(b" \0"), 8) != sum(header) - sum(header[148:156]) + 8 * 32:
+    checksum = sum(header) - sum(header[148:156]) + 8 * 32
+    if header[148:156].strip(b" \0").lstrip(b"0") != b"%o" % checksum:
         raise TarError("damaged tar header" if position else "not a tar")
 
 

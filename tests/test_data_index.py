@@ -1,0 +1,104 @@
+"""The index of a tar is built once, reused while it fits, and rebuilt when it does not."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from data_files import pair_members, write_tar
+
+from clipa_eqx.config import DataConfig
+from clipa_eqx.data import _index, open_pairs
+from clipa_eqx.data._index import open_shard_index
+from clipa_eqx.data._pairing import CAPTIONS
+
+
+@pytest.fixture
+def builds(monkeypatch, tmp_path):
+    """Counts the indexes that are built."""
+    built = []
+
+    def build(shard, kind):
+        built.append(shard.path.name)
+        return original(shard, kind)
+
+    original = _index._build
+    monkeypatch.setattr(_index, "_build", build)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return built
+
+
+def captions(folder):
+    pairs = open_pairs(DataConfig(train=str(folder)))
+    return [pairs[index].caption for index in range(len(pairs))]
+
+
+def index_files(folder):
+    return sorted((folder / ".clipa_index").iterdir())
+
+
+def test_an_index_is_reused_until_its_shard_changes(tmp_path, builds):
+    folder = tmp_path / "set"
+    write_tar(folder / "0.tar", pair_members(2))
+    path = write_tar(folder / "1.tar", pair_members(2, first=2))
+    expected = [f"caption {number}" for number in range(4)]
+    assert captions(folder) == captions(folder) == expected
+    assert sorted(builds) == ["0.tar", "1.tar"]
+
+    time = path.stat().st_mtime_ns
+    write_tar(path, pair_members(2, first=6))
+    os.utime(path, ns=(time, time + 1))
+    assert captions(folder) == [*expected[:2], "caption 6", "caption 7"]
+    assert builds[2:] == ["1.tar"]
+    assert len(index_files(folder)) == 2, "the index of the earlier state is removed"
+
+
+def test_a_damaged_index_is_rebuilt(tmp_path, builds):
+    folder = tmp_path / "set"
+    write_tar(folder / "0.tar", pair_members(3))
+    expected = captions(folder)
+    (path,) = index_files(folder)
+    content = path.read_bytes()
+    damaged = [b"", content[:10], content[:-1], content + b"x", b"other" + content[5:]]
+    damaged += [content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] for place in (13, 30, -20)]
+    for count, broken in enumerate(damaged, start=2):
+        path.write_bytes(broken)
+        assert captions(folder) == expected
+        assert len(builds) == count
+        assert path.read_bytes() == content
+
+
+def test_the_users_cache_is_used_where_the_folder_is_read_only(tmp_path, builds, monkeypatch):
+    folder = tmp_path / "set"
+    write_tar(folder / "0.tar", pair_members(2))
+    # Nothing can be made under a file, not even by root.
+    (folder / ".clipa_index").write_bytes(b"")
+    assert captions(folder) == captions(folder) == ["caption 0", "caption 1"]
+    assert builds == ["0.tar"]
+    assert len(list((tmp_path / "cache" / "clipa_eqx" / "index").rglob("0.tar.caption.*"))) == 1
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "0.tar"))
+    with pytest.raises(OSError, match="XDG_CACHE_HOME"):
+        captions(folder)
+
+
+def test_many_at_once_build_one_index(tmp_path, builds):
+    path = write_tar(tmp_path / "set" / "0.tar", pair_members(2))
+    with ThreadPoolExecutor(8) as threads:
+        indexes = list(threads.map(lambda _: open_shard_index(path, CAPTIONS), range(32)))
+    assert {index.read_text(index.locate(1)) for index in indexes} == {"caption 1"}
+    assert len(index_files(tmp_path / "set")) == 1
+    assert len(builds) >= 1
+
+
+def test_a_swapped_index_cannot_swap_captions(tmp_path, builds):
+    first = write_tar(tmp_path / "set" / "0.tar", pair_members(2))
+    second = write_tar(tmp_path / "set" / "1.tar", pair_members(2, first=1))
+    os.utime(first, ns=(5, 5))
+    os.utime(second, ns=(6, 6))
+    captions(tmp_path / "set")
+    one, two = index_files(tmp_path / "set")
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    assert captions(tmp_path / "set") == ["caption 0", "caption 1", "caption 1", "caption 2"]
+    assert len(builds) == 4
