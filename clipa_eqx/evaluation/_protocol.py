@@ -87,7 +87,7 @@ def make_protocol(config: EvalConfig, model: PyTree, *, image_size: int, context
         ValueError: a size out of range.
     """
     dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))})
-    products = jax.config.read("jax_default_matmul_precision")
+    products = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     return Protocol(
         image_size=image_size,
         resize=config.resize,
