@@ -85,7 +85,6 @@ def test_the_loss_falls_on_a_batch_that_repeats():
     for _ in range(30):
         state, metrics = step(state, to_global(_batch(), mesh))
         losses.append(float(metrics["loss"]))
-    np.testing.assert_allclose(losses[0], np.log(16), atol=0.5)
     assert losses[-1] < 0.5 * losses[0]
     assert float(metrics["accuracy"]) > 0.5
 

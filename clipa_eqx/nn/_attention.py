@@ -46,7 +46,9 @@ class Attention(eqx.Module):
     out: Linear
     heads: int = eqx.field(static=True)
 
-    def __init__(self, dim: int, heads: int, init: Initializer, out_init: Initializer, *, key: Key) -> None:
+    def __init__(
+        self, dim: int, heads: int, init: Initializer, out_init: Initializer, *, stack: tuple[int, ...] = (), key: Key
+    ) -> None:
         """Draw the weights.
 
         Args:
@@ -54,11 +56,12 @@ class Attention(eqx.Module):
             heads: attention heads.
             init: initialiser of the query, key and value weights, each drawn as a matrix of its own.
             out_init: initialiser of the output weight.
+            stack: leading axes, for equal layers whose arrays are stored together.
             key: randomness of the weights.
         """
         qkv_key, out_key = jax.random.split(key)
-        self.qkv = Linear(dim, 3 * dim, init, parts=3, key=qkv_key)
-        self.out = Linear(dim, dim, out_init, key=out_key)
+        self.qkv = Linear(dim, 3 * dim, init, parts=3, stack=stack, key=qkv_key)
+        self.out = Linear(dim, dim, out_init, stack=stack, key=out_key)
         self.heads = heads
 
     def __call__(
@@ -68,3 +71,15 @@ class Attention(eqx.Module):
         qkv = _with_still_bias(self.qkv, slice(dim, 2 * dim))(x)
         query, key, value = jnp.split(qkv.reshape(tokens, 3 * self.heads, dim // self.heads), 3, axis=1)
         return self.out(attend(query, key, value, mask).reshape(tokens, dim))
+
+
+def _with_still_bias(linear: Linear, keys: slice) -> Linear:
+    """The same layer with no gradient to the bias of the keys.
+
+    That bias adds the same number to all logits of a query, which softmax takes out again, so its gradient is zero. What
+    is computed of it is rounding noise, which Adam would scale up to whole steps that differ on every machine.
+    """
+    if linear.bias is None:
+        return linear
+    still = linear.bias.at[keys].set(jax.lax.stop_gradient(linear.bias[keys]))
+    return eqx.tree_at(lambda layer: layer.bias, linear, still)
