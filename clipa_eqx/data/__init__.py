@@ -17,3 +17,4 @@ from ._sets import (
 from ._sources import open_pairs as open_pairs
 from ._tokenizer import load_tokenizer as load_tokenizer, Tokenizer as Tokenizer, train_tokenizer as train_tokenizer
 from ._word_class import word_class as word_class, word_classes as word_classes
+from .world import make_world as make_world, WorldSummary as WorldSummary

@@ -14,7 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,7 +170,7 @@ def _load(path: Path, shard: FileStamp, kind: TextKind) -> ShardIndex | None:
 
 def _build(shard: FileStamp, kind: TextKind) -> bytes:
     skipped: Counter[str] = Counter()
-    with shard.path.open("rb", buffering=_SCAN_BUFFER) as file:
+    with BufferedReader(FileIO(shard.path), _SCAN_BUFFER) as file:
         found = list(pair_by_name(_read_members(file, shard.size, kind, skipped), kind, skipped))
     records: list[tuple[bytes, bytes]] = []
     for pair in found:
