@@ -1,0 +1,145 @@
+"""`clipa train`: a recipe, or a config file, on the user's data."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ..config import check_run, CheckpointConfig, DataConfig, load_run_config, override, RunConfig
+from ..recipes import get_recipe, image_tokens, recipes, run_config, scale_recipe
+from ._processes import Processes
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a CLIP, stage after stage.
+
+    The same command on the same run directory resumes bit for bit.
+    """
+
+    recipe: Annotated[str, tyro.conf.Positional] = ""
+    """Name of a recipe; --list shows them."""
+    list: bool = False
+    """Show every recipe with its tokens, batch, samples and parameters, and stop."""
+    run_dir: Path | None = None
+    """Directory of the run: config, metrics, checkpoints, weights. Default: runs/RECIPE."""
+    config: Path | None = None
+    """A config.json instead of a recipe, as a run writes it; --data and --seed then come from the file."""
+    scale: str = "1"
+    """Shrink the recipe, as 1/256: batch, learning rate, warmup and samples by the recipe's own rules."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Training pairs and vocabulary."""
+    classification: str = ""
+    """Zero-shot classification set to measure on; see `clipa evaluate --help`."""
+    retrieval: str = ""
+    """Retrieval set to measure on."""
+    evaluate_every_steps: int = 0
+    """Measure each so many steps; 0: at the end of each stage."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When checkpoints are written and which are kept."""
+    seed: int = 0
+    """The one seed of the run."""
+    processes: Processes = field(default_factory=Processes)
+    """Several processes that train one run."""
+    set: tuple[str, ...] = ()
+    """Change single fields: --set stages.0.batch_size=64 model.vision.pool=first (a stage by place or name)."""
+    dry_run: bool = False
+    """Check the whole run, write nothing, stop."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+    def run(self) -> dict[str, Any]:
+        """Train, or list, or check."""
+        if self.list:
+            return _list_recipes()
+        config = self.resolve()
+        self.processes.join()
+        import jax
+
+        check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+        if self.dry_run:
+            return {"recipe": config.recipe, "stages": [stage.name for stage in config.stages], "checked": True}
+
+        from ..data import load_tokenizer
+        from ..evaluation import make_evaluators
+        from ..train import train
+
+        run_dir = self.run_dir or Path("runs") / config.recipe
+        evaluators = make_evaluators(config.evaluation, load_tokenizer(config.data.tokenizer))
+        result = train(config, run_dir, evaluators=evaluators)
+        return {"run_dir": str(run_dir), "seconds": result.seconds, **result.evaluation}
+
+    def resolve(self) -> RunConfig:
+        """The run that the arguments describe.
+
+        Raises:
+            ValueError: neither or both of a recipe and a config file, or no data.
+        """
+        if bool(self.recipe) == (self.config is not None):
+            raise ValueError(
+                "Give the name of a recipe (clipa train --list shows them) or --config FILE, one of the two."
+            )
+        if self.config is not None:
+            return override(load_run_config(self.config), self.set)
+        recipe = scale_recipe(get_recipe(self.recipe), _fraction(self.scale))
+        config = run_config(recipe, data=self.data, seed=self.seed)
+        evaluation = dataclasses.replace(
+            config.evaluation,
+            classification=self.classification,
+            retrieval=self.retrieval,
+            every_steps=self.evaluate_every_steps,
+        )
+        config = dataclasses.replace(config, evaluation=evaluation, checkpoint=self.checkpoint)
+        return override(config, self.set)
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"--scale takes a fraction as 1/256 or 0.5, got {text!r}.") from error
+
+
+def _list_recipes() -> dict[str, Any]:
+    """Print a row per stage of every recipe; returns them as plain data."""
+    import equinox as eqx
+    import jax
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..models import count_parameters, make_clip
+
+    table = Table("recipe", "stage", "px", "image tokens", "text tokens", "batch", "samples", "lr", "parameters")
+    rows: list[dict[str, Any]] = []
+    for recipe in recipes.values():
+        shapes = eqx.filter_eval_shape(make_clip, recipe.model, key=jax.random.key(0))
+        parameters = count_parameters(shapes)
+        for place, stage in enumerate(recipe.stages):
+            row = {
+                "recipe": recipe.name,
+                "stage": stage.name,
+                "image_size": stage.image_size,
+                "image_tokens": image_tokens(recipe.model, stage),
+                "text_tokens": stage.text_length,
+                "batch_size": stage.batch_size,
+                "samples": stage.samples,
+                "learning_rate": stage.optim.learning_rate,
+                "parameters": parameters,
+            }
+            rows.append(row)
+            table.add_row(
+                "" if place else recipe.name,
+                stage.name,
+                str(stage.image_size),
+                f"{row['image_tokens']}",
+                f"{stage.text_length} {stage.text_reduction}",
+                f"{stage.batch_size}",
+                f"{stage.samples:.3g}",
+                f"{stage.optim.learning_rate:.3g}",
+                "" if place else f"{parameters / 1e6:.1f} M",
+            )
+    Console().print(table)
+    return {"recipes": rows}
