@@ -1,15 +1,17 @@
 """Recipes: the published numbers, the decided traps, shrinking, and that each one runs and builds."""
 
 import dataclasses
+import functools
 import json
 from fractions import Fraction
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import pytest
 
-from clipa_eqx.config import check_run, config_from_json, config_to_json, DataConfig, EvalConfig, RunConfig
-from clipa_eqx.models import count_parameters, make_clip, presets
+from clipa_eqx.config import check_run, config_from_json, config_to_json, DataConfig, EvalConfig, RunConfig, stage_model
+from clipa_eqx.models import count_parameters, make_clip, presets, transfer
 from clipa_eqx.recipes import get_recipe, image_tokens, recipes, run_config, scale_recipe, text_tokens
 from clipa_eqx.sizes import clip_size, EMBED, text_size, vision_size
 
@@ -80,10 +82,16 @@ def test_every_recipe_runs_and_survives_json(recipe):
 
 
 @pytest.mark.parametrize("recipe", recipes.values(), ids=recipes)
-def test_every_recipe_builds(recipe):
-    model = eqx.filter_eval_shape(make_clip, recipe.model, key=jax.random.key(0))
-    for tower, sizes in ((model.vision, recipe.model.vision), (model.text, recipe.model.text)):
-        assert sorted(tower.projection.weight.shape) == sorted((recipe.model.embed, sizes.width))
+def test_every_recipe_builds_and_moves_from_stage_to_stage(recipe):
+    config = run_config(recipe, data=DATA)
+    first, *later = recipe.stages
+    model = eqx.filter_eval_shape(make_clip, stage_model(config, first), key=jax.random.key(0))
+    for stage in later:
+        move = functools.partial(transfer, config=stage_model(config, stage), image_positions=stage.position_transfer)
+        model = eqx.filter_eval_shape(move, model)
+    finished = eqx.filter_eval_shape(make_clip, recipe.model, key=jax.random.key(0))
+    assert jax.tree.structure(model) == jax.tree.structure(finished)
+    assert jax.tree.map(jnp.shape, model) == jax.tree.map(jnp.shape, finished)
 
 
 @pytest.mark.parametrize("name", BY_CLIPA)
