@@ -37,11 +37,15 @@ CONFIG = CLIPConfig(
 )
 
 
+TRACES = []
+
+
 class Toy(eqx.Module):
     words: Float[Array, "vocab 3"]
     config: CLIPConfig = eqx.field(static=True)
 
     def encode_image(self, pixels):
+        TRACES.append(pixels.shape)
         mean = pixels.mean((0, 1)) * jnp.asarray(PIXEL_STD) + jnp.asarray(PIXEL_MEAN)
         return _unit(mean - 0.5)
 
@@ -149,6 +153,15 @@ def test_texts_and_images_keep_their_order_in_any_batch(toy, tokenizer):
     np.testing.assert_allclose(images.embeds, expected, atol=1e-5)
     assert images.readable.all()
     assert not images.faults
+
+
+def test_one_compilation_serves_all_batches_and_all_weights(toy):
+    images = _set(["red"] * 37, ["red"] * 37)
+    TRACES.clear()
+    for scale in (1, 2):
+        other = eqx.tree_at(lambda model: model.words, toy, toy.words * scale)
+        embed_images(other, images, _protocol(toy, image_size=6), batch_size=16)
+    assert TRACES == [(6, 6, 3)]
 
 
 def test_nothing_to_embed_is_an_error(toy, tokenizer):

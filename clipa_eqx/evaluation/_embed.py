@@ -76,14 +76,14 @@ class ImageEmbeds(NamedTuple):
 def embed_images(model: Encoder, images: ImageFiles, protocol: Protocol, *, batch_size: int = 256) -> ImageEmbeds:
     """Embed every image of a set, in order.
 
-    Files are decoded in threads while the device embeds the batch before. The last batch is padded, so one function is
-    compiled for all. An image that cannot be read or decoded is reported, not raised.
+    Files are decoded in threads while the device embeds the batch before. Batches are padded to one shape, so one
+    function is compiled for all. An image that cannot be read or decoded is reported, not raised.
 
     Args:
         model: gives unit vectors.
         images: the image files, at least 1.
         protocol: size, resize and kernel.
-        batch_size: images at once, at least 1; rounded up to a multiple of the local devices.
+        batch_size: most images at once, at least 1; rounded up to a multiple of the local devices.
 
     Raises:
         ValueError: there is no image.
@@ -126,7 +126,7 @@ def embed_texts(
         texts: at least 1.
         tokenizer: that of the model.
         protocol: context length, how longer texts are cut, whether they are canonicalised.
-        batch_size: texts at once, at least 1; rounded up to a multiple of the local devices.
+        batch_size: most texts at once, at least 1; rounded up to a multiple of the local devices.
 
     Raises:
         ValueError: there is no text.
@@ -177,11 +177,12 @@ def _embed_tokens(
 
 
 def _batches(items: Sequence[_T], batch_size: int, mesh: Mesh) -> Iterator[tuple[Sequence[_T], int]]:
-    """Items in batches, each with the rows it is padded to: the same for all, no more than the items need."""
+    """Items in even batches, each with the rows it is padded to: the same for all, so that one function serves."""
     check_at_least("batch_size", batch_size, 1)
     if not items:
         raise ValueError("There is nothing to embed: give at least one image or text.")
-    size = -(-min(batch_size, len(items)) // mesh.size) * mesh.size
+    batches = -(-len(items) // batch_size)
+    size = -(-len(items) // (batches * mesh.size)) * mesh.size
     for first in range(0, len(items), size):
         yield items[first : first + size], size
 
