@@ -71,7 +71,7 @@ def test_killed_three_times_and_started_again(data, config, cache, uninterrupted
     assert (run_dir / "model.safetensors").read_bytes() == (uninterrupted / "model.safetensors").read_bytes()
     faults = [Records(folder / "skipped.jsonl").read() for folder in (run_dir, uninterrupted)]
     assert faults[0] == faults[1]
-    assert {row["key"] for row in faults[0]} == {"000000003", "000000040"}
+    assert {row["key"] for row in faults[0]} == {"00000.tar/000000003", "00001.tar/000000040"}
 
 
 def test_a_finished_run_started_again_changes_nothing(config, cache, uninterrupted):
