@@ -91,6 +91,12 @@ def make_clip(config: CLIPConfig | str, *, key: Key) -> CLIP:
         if config not in presets:
             raise ValueError(f"There is no preset {config!r}; there are: {', '.join(presets)}.")
         config = presets[config]
+    return _drawn(config, key)
+
+
+# One compiled call draws a small model in half the time of op by op.
+@eqx.filter_jit
+def _drawn(config: CLIPConfig, key: Key) -> CLIP:
     vision_key, text_key = jax.random.split(key)
     return CLIP(
         vision=make_vision(config.vision, config.embed, key=vision_key),

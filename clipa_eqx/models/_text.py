@@ -7,14 +7,14 @@ from jaxtyping import Array, Bool, Float
 
 from .._types import Key, TokenIds
 from ..config import TextConfig
-from ..nn import Block, BlockInit, LayerNorm, Linear, make_blocks, pool_text, sincos_1d, Stack
+from ..nn import Block, BlockInit, LayerNorm, Linear, pool_text, sincos_1d, Stack
 
 
 class TextTower(eqx.Module):
     """A transformer that embeds one text."""
 
-    embedding: Float[Array, "vocab width"]
-    position: Float[Array, "context width"] | None
+    embedding: Float[Array, "vocab dim"]
+    position: Float[Array, "context dim"] | None
     """The learned position table; none where it is computed."""
     stack: Stack
     norm: LayerNorm
@@ -39,7 +39,7 @@ class TextTower(eqx.Module):
         x = pool_text(x, tokens, self.config.pool, pad_id=self.config.pad_id, end_id=self.config.end_id)
         return x if self.projection is None else self.projection(x)
 
-    def _positions(self, length: int) -> Float[Array, "length width"]:
+    def _positions(self, length: int) -> Float[Array, "length dim"]:
         if self.position is None:
             return jnp.asarray(sincos_1d(length, self.config.width), self.embedding.dtype)
         if length > self.position.shape[0]:
@@ -76,18 +76,15 @@ def make_text(config: TextConfig, embed: int, *, key: Key) -> TextTower:
     width = config.width
     ending = normal((2 * width * config.depth) ** -0.5)
     init = BlockInit(qkv=normal(width**-0.5), out=ending, widen=normal((2 * width) ** -0.5), narrow=ending)
-    blocks = make_blocks(
-        lambda key: Block(
-            width,
-            config.heads,
-            config.hidden,
-            init,
-            activation=config.activation,
-            norm_eps=config.norm_eps,
-            layer_scale=config.layer_scale,
-            key=key,
-        ),
-        config.depth,
+    blocks = Block(
+        width,
+        config.heads,
+        config.hidden,
+        init,
+        activation=config.activation,
+        norm_eps=config.norm_eps,
+        layer_scale=config.layer_scale,
+        stack=(config.depth,),
         key=blocks_key,
     )
     return TextTower(

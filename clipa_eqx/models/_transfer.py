@@ -107,8 +107,8 @@ def _stored_kind(old: VisionConfig, new: VisionConfig, how: PositionTransfer) ->
 
 
 def _resampled(
-    table: Float[Array, "patches width"], old: tuple[int, int], new: tuple[int, int]
-) -> Float[Array, "new_patches width"]:
+    table: Float[Array, "patches dim"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Array, "new_patches dim"]:
     if old == new:
         return table
     width = table.shape[1]

@@ -15,11 +15,11 @@ from ..nn import (
     BlockInit,
     LayerNorm,
     Linear,
-    make_blocks,
     pool_image,
     sincos_2d,
     sincos_2d_mae,
     Stack,
+    xavier_uniform,
 )
 
 
@@ -31,9 +31,9 @@ class VisionTower(eqx.Module):
 
     patch: Linear
     """Patch embedding; rows of its weight are patch pixels row by row, channels last."""
-    class_token: Float[Array, " width"] | None
+    class_token: Float[Array, " dim"] | None
     """The class token. It has no position of its own: one that a checkpoint holds is added to it."""
-    position: Float[Array, "patches width"] | None
+    position: Float[Array, "patches dim"] | None
     """The stored position table; none where it is computed."""
     input_norm: LayerNorm | None
     stack: Stack
@@ -79,7 +79,7 @@ class VisionTower(eqx.Module):
         pixels = pixels.astype(self.patch.weight.dtype)
         return rearrange(pixels, "(rows y) (cols x) channels -> (rows cols) (y x channels)", y=side, x=side)
 
-    def _positions(self, pixels: Pixels) -> Float[Array, "patches width"]:
+    def _positions(self, pixels: Pixels) -> Float[Array, "patches dim"]:
         grid = pixels.shape[0] // self.config.patch_size, pixels.shape[1] // self.config.patch_size
         dtype = self.patch.weight.dtype
         if self.position is None:
@@ -91,7 +91,7 @@ class VisionTower(eqx.Module):
             )
         return jax.lax.stop_gradient(self.position) if self.config.position == "frozen" else self.position
 
-    def _pooled(self, x: Float[Array, "tokens width"]) -> Float[Array, " width"]:
+    def _pooled(self, x: Float[Array, "tokens dim"]) -> Float[Array, " dim"]:
         if self.attention_pool is not None:
             return self.attention_pool(self.norm(x))
         class_token = self.class_token is not None
@@ -100,7 +100,7 @@ class VisionTower(eqx.Module):
         return self.norm(pool_image(x, self.config.pool, class_token=class_token))
 
 
-def computed_positions(config: VisionConfig, grid: tuple[int, int]) -> Float[np.ndarray, "patches width"]:
+def computed_positions(config: VisionConfig, grid: tuple[int, int]) -> Float[np.ndarray, "patches dim"]:
     """The sine-cosine table of `config.position` for a grid; for a stored table, the one that a new model starts with.
 
     A frozen table starts in MAE's form, the one that the projects with such tables compute.
@@ -122,16 +122,17 @@ def make_vision(config: VisionConfig, embed: int, *, key: Key) -> VisionTower:
         key: randomness of the weights.
     """
     patch_key, position_key, blocks_key, pool_key, projection_key = jax.random.split(key, 5)
-    xavier = jax.nn.initializers.xavier_uniform()
     outward = jax.nn.initializers.normal(config.width**-0.5)
-    init = BlockInit(xavier, xavier, xavier, xavier)
     shape = {"activation": config.activation, "norm_eps": config.norm_eps}
-    blocks = make_blocks(
-        lambda key: Block(
-            config.width, config.heads, config.hidden, init, layer_scale=config.layer_scale, key=key, **shape
-        ),
-        config.depth,
+    blocks = Block(
+        config.width,
+        config.heads,
+        config.hidden,
+        BlockInit(xavier_uniform, xavier_uniform, xavier_uniform, xavier_uniform),
+        layer_scale=config.layer_scale,
+        stack=(config.depth,),
         key=blocks_key,
+        **shape,
     )
     position = None
     if config.position == "learned":
@@ -142,7 +143,7 @@ def make_vision(config: VisionConfig, embed: int, *, key: Key) -> VisionTower:
         patch=Linear(
             3 * config.patch_size**2,
             config.width,
-            jax.nn.initializers.lecun_normal(),
+            jax.nn.initializers.lecun_normal(batch_axis=0),
             use_bias=config.patch_bias,
             key=patch_key,
         ),
@@ -151,7 +152,7 @@ def make_vision(config: VisionConfig, embed: int, *, key: Key) -> VisionTower:
         input_norm=LayerNorm(config.width, config.norm_eps) if config.input_norm else None,
         stack=Stack(blocks, config.drop_path),
         norm=LayerNorm(config.width, config.norm_eps),
-        attention_pool=AttentionPool(config.width, config.heads, config.hidden, xavier, key=pool_key, **shape)
+        attention_pool=AttentionPool(config.width, config.heads, config.hidden, xavier_uniform, key=pool_key, **shape)
         if config.pool == "attention"
         else None,
         projection=None

@@ -2,7 +2,12 @@
 
 from ._attention import attend as attend, Attention as Attention
 from ._block import activate as activate, Block as Block, BlockInit as BlockInit, MLP as MLP
-from ._layers import LayerNorm as LayerNorm, Linear as Linear, wide_dtype as wide_dtype
+from ._layers import (
+    LayerNorm as LayerNorm,
+    Linear as Linear,
+    wide_dtype as wide_dtype,
+    xavier_uniform as xavier_uniform,
+)
 from ._pool import AttentionPool as AttentionPool, pool_image as pool_image, pool_text as pool_text
 from ._position import sincos_1d as sincos_1d, sincos_2d as sincos_2d, sincos_2d_mae as sincos_2d_mae
-from ._stack import make_blocks as make_blocks, Stack as Stack
+from ._stack import Stack as Stack

@@ -68,16 +68,16 @@ class Attention(eqx.Module):
         self, x: Float[Array, "tokens dim"], mask: Bool[Array, "tokens tokens"] | None = None
     ) -> Float[Array, "tokens dim"]:
         tokens, dim = x.shape
-        qkv = _with_still_bias(self.qkv, slice(dim, 2 * dim))(x)
+        qkv = with_still_bias(self.qkv, slice(dim, 2 * dim))(x)
         query, key, value = jnp.split(qkv.reshape(tokens, 3 * self.heads, dim // self.heads), 3, axis=1)
         return self.out(attend(query, key, value, mask).reshape(tokens, dim))
 
 
-def _with_still_bias(linear: Linear, keys: slice) -> Linear:
+def with_still_bias(linear: Linear, keys: slice) -> Linear:
     """The same layer with no gradient to the bias of the keys.
 
-    That bias adds the same number to all logits of a query, which softmax takes out again, so its gradient is zero. What
-    is computed of it is rounding noise, which Adam would scale up to whole steps that differ on every machine.
+    That bias adds the same number to all logits of a query, which softmax takes out again, so its gradient is zero.
+    What is computed of it is rounding noise, which Adam would scale up to whole steps that differ on every machine.
     """
     if linear.bias is None:
         return linear

@@ -31,7 +31,15 @@ class MLP(eqx.Module):
     activation: Activation = eqx.field(static=True)
 
     def __init__(
-        self, dim: int, hidden: int, activation: Activation, init: Initializer, out_init: Initializer, *, key: Key
+        self,
+        dim: int,
+        hidden: int,
+        activation: Activation,
+        init: Initializer,
+        out_init: Initializer,
+        *,
+        stack: tuple[int, ...] = (),
+        key: Key,
     ) -> None:
         """Draw the weights.
 
@@ -41,11 +49,12 @@ class MLP(eqx.Module):
             activation: form of GELU.
             init: initialiser of the widening weight.
             out_init: initialiser of the narrowing weight.
+            stack: leading axes, for equal layers whose arrays are stored together.
             key: randomness of the weights.
         """
         widen_key, narrow_key = jax.random.split(key)
-        self.widen = Linear(dim, hidden, init, key=widen_key)
-        self.narrow = Linear(hidden, dim, out_init, key=narrow_key)
+        self.widen = Linear(dim, hidden, init, stack=stack, key=widen_key)
+        self.narrow = Linear(hidden, dim, out_init, stack=stack, key=narrow_key)
         self.activation = activation
 
     def __call__(self, x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
@@ -66,10 +75,10 @@ class Block(eqx.Module):
 
     attention_norm: LayerNorm
     attention: Attention
-    attention_scale: Float[Array, " dim"] | None
+    attention_scale: Float[Array, "*stack dim"] | None
     mlp_norm: LayerNorm
     mlp: MLP
-    mlp_scale: Float[Array, " dim"] | None
+    mlp_scale: Float[Array, "*stack dim"] | None
 
     def __init__(
         self,
@@ -81,6 +90,7 @@ class Block(eqx.Module):
         activation: Activation,
         norm_eps: float,
         layer_scale: float = 0.0,
+        stack: tuple[int, ...] = (),
         key: Key,
     ) -> None:
         """Draw the weights.
@@ -93,15 +103,16 @@ class Block(eqx.Module):
             activation: form of GELU.
             norm_eps: epsilon of both norms.
             layer_scale: first value of a learned scale on both branches (Touvron et al., arXiv 2103.17239); 0: none.
+            stack: leading axes, for equal blocks whose arrays are stored together.
             key: randomness of the weights.
         """
         attention_key, mlp_key = jax.random.split(key)
-        self.attention_norm = LayerNorm(dim, norm_eps)
-        self.attention = Attention(dim, heads, init.qkv, init.out, key=attention_key)
-        self.attention_scale = jnp.full((dim,), layer_scale) if layer_scale else None
-        self.mlp_norm = LayerNorm(dim, norm_eps)
-        self.mlp = MLP(dim, hidden, activation, init.widen, init.narrow, key=mlp_key)
-        self.mlp_scale = jnp.full((dim,), layer_scale) if layer_scale else None
+        self.attention_norm = LayerNorm(dim, norm_eps, stack=stack)
+        self.attention = Attention(dim, heads, init.qkv, init.out, stack=stack, key=attention_key)
+        self.attention_scale = jnp.full((*stack, dim), layer_scale) if layer_scale else None
+        self.mlp_norm = LayerNorm(dim, norm_eps, stack=stack)
+        self.mlp = MLP(dim, hidden, activation, init.widen, init.narrow, stack=stack, key=mlp_key)
+        self.mlp_scale = jnp.full((*stack, dim), layer_scale) if layer_scale else None
 
     def __call__(
         self,

@@ -1,5 +1,7 @@
 """Linear layers and layer norms whose arrays may be stacked over the blocks of a tower."""
 
+import math
+from collections.abc import Callable
 from functools import partial
 
 import equinox as eqx
@@ -11,7 +13,14 @@ from jaxtyping import Array, Float
 from .._types import Key
 
 
-Initializer = jax.nn.initializers.Initializer
+Initializer = Callable[[Key, tuple[int, ...]], Array]
+"""Draws an array of a shape whose last two axes are inputs and outputs."""
+
+
+def xavier_uniform(key: Key, shape: tuple[int, ...]) -> Float[Array, "*stack inputs outputs"]:
+    """Uniform within `sqrt(6 / (inputs + outputs))` (Glorot & Bengio 2010), whatever the leading axes."""
+    bound = math.sqrt(6 / (shape[-2] + shape[-1]))
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 class Linear(eqx.Module):
@@ -21,11 +30,19 @@ class Linear(eqx.Module):
     transposition, in the forward pass and in both products of the backward pass.
     """
 
-    weight: Float[Array, "inputs outputs"]
-    bias: Float[Array, " outputs"] | None
+    weight: Float[Array, "*stack inputs outputs"]
+    bias: Float[Array, "*stack outputs"] | None
 
     def __init__(
-        self, inputs: int, outputs: int, init: Initializer, *, use_bias: bool = True, parts: int = 1, key: Key
+        self,
+        inputs: int,
+        outputs: int,
+        init: Initializer,
+        *,
+        use_bias: bool = True,
+        parts: int = 1,
+        stack: tuple[int, ...] = (),
+        key: Key,
     ) -> None:
         """Draw the weight and set the bias to zero.
 
@@ -35,11 +52,12 @@ class Linear(eqx.Module):
             init: initialiser of the weight.
             use_bias: whether there is a bias.
             parts: matrices side by side in the weight, each drawn by its own size.
+            stack: leading axes, for equal layers whose arrays are stored together.
             key: randomness of the weight.
         """
-        draw = jax.vmap(lambda key: init(key, (inputs, outputs // parts)), out_axes=1)
-        self.weight = draw(jax.random.split(key, parts)).reshape(inputs, outputs)
-        self.bias = jnp.zeros((outputs,)) if use_bias else None
+        weights = init(key, (*stack, parts, inputs, outputs // parts))
+        self.weight = jnp.moveaxis(weights, -3, -2).reshape(*stack, inputs, outputs)
+        self.bias = jnp.zeros((*stack, outputs)) if use_bias else None
 
     def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
         y = x @ self.weight
@@ -52,19 +70,20 @@ class LayerNorm(eqx.Module):
     Mean and variance are taken in at least float32; the result has the type of the input.
     """
 
-    scale: Float[Array, " dim"]
-    bias: Float[Array, " dim"]
+    scale: Float[Array, "*stack dim"]
+    bias: Float[Array, "*stack dim"]
     eps: float = eqx.field(static=True)
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, *, stack: tuple[int, ...] = ()) -> None:
         """Start as the plain norm: scale one, bias zero.
 
         Args:
             dim: features.
             eps: added to the variance.
+            stack: leading axes, for equal layers whose arrays are stored together.
         """
-        self.scale = jnp.ones((dim,))
-        self.bias = jnp.zeros((dim,))
+        self.scale = jnp.ones((*stack, dim))
+        self.bias = jnp.zeros((*stack, dim))
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*rows dim"]) -> Float[Array, "*rows dim"]:
@@ -86,4 +105,4 @@ def _normalized(
 
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
     """The type for sums over many numbers: float32 for narrower types, wider types as they are."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return jnp.dtype(dtype if jnp.finfo(dtype).bits > 32 else jnp.float32)

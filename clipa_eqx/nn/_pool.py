@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from .._types import Key, TokenIds
 from ..config import Activation, ImagePool, TextPool
-from ._attention import attend
+from ._attention import attend, with_still_bias
 from ._block import MLP
 from ._layers import Initializer, LayerNorm, Linear, wide_dtype
 
@@ -60,7 +60,8 @@ class AttentionPool(eqx.Module):
     def __call__(self, x: Float[Array, "tokens dim"]) -> Float[Array, " dim"]:
         tokens, dim = x.shape
         query = self.query(self.probe).reshape(1, self.heads, dim // self.heads)
-        key, value = jnp.split(self.key_value(x).reshape(tokens, 2 * self.heads, dim // self.heads), 2, axis=1)
+        key_value = with_still_bias(self.key_value, slice(0, dim))(x)
+        key, value = jnp.split(key_value.reshape(tokens, 2 * self.heads, dim // self.heads), 2, axis=1)
         y = self.out(attend(query, key, value).reshape(dim))
         return y + self.mlp(self.norm(y))
 

@@ -13,11 +13,6 @@ from ..config import Layers, Remat
 from ._block import Block
 
 
-def make_blocks(make_block: Callable[[Key], Block], depth: int, *, key: Key) -> Block:
-    """One block whose arrays have a leading axis of `depth`: a whole tower in a handful of arrays."""
-    return eqx.filter_vmap(make_block)(jax.random.split(key, depth))
-
-
 class Stack(eqx.Module):
     """A run of equal blocks.
 
@@ -30,8 +25,8 @@ class Stack(eqx.Module):
     drop_path: float = eqx.field(static=True)
     """Chance to skip a branch in the last block, rising linearly from 0 in the first."""
     layers: Layers = eqx.field(static=True, default="auto")
-    """scan: one body for all blocks. unroll: each block written out. auto: scan, which compiles faster, needs less memory
-    and on a CPU costs within a few percent of the best form at any width (benchmarks/block_forms.py)."""
+    """scan: one body for all blocks. unroll: each block written out. auto: scan, which compiles faster, needs less
+    memory and on a CPU costs within a few percent of the best form at any width (benchmarks/block_forms.py)."""
     remat: Remat = eqx.field(static=True, default="none")
     """What the backward pass recomputes beyond norms and activations: none, full (all of a block), dots (all but matrix
     products), dots_no_batch (all but products with weights)."""

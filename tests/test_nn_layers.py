@@ -1,0 +1,123 @@
+"""Norms, activations, attention and position tables against values worked out in NumPy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clipa_eqx.nn import (
+    activate,
+    attend,
+    LayerNorm,
+    Linear,
+    pool_image,
+    pool_text,
+    sincos_1d,
+    sincos_2d,
+    sincos_2d_mae,
+    xavier_uniform,
+)
+
+
+def test_layer_norm_takes_statistics_in_float32():
+    x = 100 + np.random.default_rng(0).normal(size=(3, 16))
+    norm = LayerNorm(16, 1e-6)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(norm(jnp.asarray(x, jnp.float32)), expected, atol=2e-4)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), norm)
+    y = narrow(jnp.full((2, 16), 300, jnp.bfloat16).at[:, 0].set(302))
+    assert y.dtype == jnp.bfloat16
+    # Squares near 90000 are 512 apart in bfloat16: statistics of that type would lose the one value that differs.
+    np.testing.assert_allclose(y.astype(jnp.float32)[:, 0], math.sqrt(15), rtol=1e-2)
+
+
+def test_activations():
+    x = np.linspace(-4, 4, 33)
+    erf = np.array([math.erf(value / math.sqrt(2)) for value in x])
+    expected = {
+        "gelu": 0.5 * x * (1 + erf),
+        "gelu_tanh": 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+        "gelu_quick": x / (1 + np.exp(-1.702 * x)),
+    }
+    got = jax.jit(lambda x: {name: activate(x, name) for name in expected})(jnp.asarray(x, jnp.float32))
+    for name, values in expected.items():
+        np.testing.assert_allclose(got[name], values, atol=1e-6, err_msg=name)
+
+
+def test_attention_sees_only_what_the_mask_shows():
+    rng = np.random.default_rng(0)
+    query, key, value = (jnp.asarray(rng.normal(size=(4, 2, 8)), jnp.float32) for _ in range(3))
+    shown = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]], bool)
+    read = jax.jit(attend)(query, key, value, jnp.asarray(shown))
+    np.testing.assert_allclose(read[0], value[0], atol=1e-6)
+    for row in (1, 2):
+        seen = np.flatnonzero(shown[row])
+        logits = np.einsum("hd,khd->hk", query[row], key[seen]) / math.sqrt(8)
+        weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        np.testing.assert_allclose(read[row], np.einsum("hk,khd->hd", weights, value[seen]), atol=1e-5)
+    np.testing.assert_allclose(read[3], np.mean(value, axis=0), atol=1e-6)
+
+
+def test_stacked_linear_layers_are_drawn_each_by_their_own_size(getkey):
+    linear = Linear(20, 60, xavier_uniform, parts=3, stack=(50,), key=getkey())
+    bound = math.sqrt(6 / 40)
+    assert linear.weight.shape == (50, 20, 60)
+    assert 0.99 * bound < float(jnp.max(jnp.abs(linear.weight))) <= bound
+    # Each of the three matrices and each layer is a draw of its own.
+    assert len(np.unique(np.asarray(linear.weight))) > 0.99 * linear.weight.size
+    assert linear.bias.shape == (50, 60)
+    assert not linear.bias.any()
+
+
+def test_sincos_2d_by_hand():
+    # width 8: two frequencies. First form: 1 and 1/10000; MAE's: 1 and 1/100. Row-major, x before y.
+    for table, slow in ((sincos_2d, 1e-4), (sincos_2d_mae, 1e-2)):
+        rows = table((2, 3), 8)
+        assert rows.shape == (6, 8)
+        x, y = 2, 1
+        expected = [
+            *(math.sin(x), math.sin(x * slow), math.cos(x), math.cos(x * slow)),
+            *(math.sin(y), math.sin(y * slow), math.cos(y), math.cos(y * slow)),
+        ]
+        np.testing.assert_allclose(rows[5], expected, atol=1e-6)
+    np.testing.assert_allclose(rows[0], [0, 0, 1, 1, 0, 0, 1, 1], atol=0)
+
+
+def test_a_larger_grid_continues_the_computed_table():
+    small, large = sincos_2d((6, 6), 16), sincos_2d((16, 16), 16)
+    np.testing.assert_array_equal(large.reshape(16, 16, 16)[:6, :6], small.reshape(6, 6, 16))
+
+
+def test_sincos_1d_by_hand():
+    table = sincos_1d(5, 6)
+    slow, slower = 1e-2, 1e-4
+    expected = [math.sin(3), math.sin(3 * slow), math.sin(3 * slower), math.cos(3), math.cos(3 * slow)]
+    np.testing.assert_allclose(table[3, :5], expected, atol=1e-6)
+    assert sincos_1d(5, 7)[:, 6].tolist() == [0] * 5
+
+
+def test_image_pools():
+    x = jnp.arange(12.0).reshape(4, 3)
+    got = {pool: pool_image(x, pool, class_token=True).tolist() for pool in ("first", "mean", "norm_mean", "mean_all")}
+    assert got == {"first": [0, 1, 2], "mean": [6, 7, 8], "norm_mean": [6, 7, 8], "mean_all": [4.5, 5.5, 6.5]}
+    assert pool_image(x, "mean", class_token=False).tolist() == [4.5, 5.5, 6.5]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "slots"),
+    [
+        # tokens, then the slots that last, end, last_real and mean_real read; 9 ends a text, 0 is padding
+        ([5, 9, 0, 0], [[3], [1], [1], [0, 1]]),
+        ([5, 9, 4, 9], [[3], [1], [3], [0, 1, 2, 3]]),
+        ([5, 4, 6, 7], [[3], [3], [3], [0, 1, 2, 3]]),
+        ([0, 0, 0, 0], [[3], [3], [0], []]),
+    ],
+)
+def test_text_pools(tokens, slots):
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    for pool, read in zip(("last", "end", "last_real", "mean_real"), slots, strict=True):
+        expected = x[read].mean(0) if read else np.zeros(3)
+        got = pool_text(jnp.asarray(x), jnp.asarray(tokens), pool, pad_id=0, end_id=9)
+        np.testing.assert_allclose(got, expected, atol=1e-6, err_msg=pool)
