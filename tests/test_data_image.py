@@ -74,6 +74,7 @@ def test_the_box_is_cut_where_it_was_drawn():
     assert (pixels == np.asarray(image)[32:64, 16:48]).all()
     mirrored = train(encode(image, "PNG"), 32, AugmentConfig(0.25, 1.0, mirror=True), [*draws[:-1], 0.3])
     assert (mirrored == pixels[:, ::-1]).all()
+    assert (train(encode(image, "PNG"), 32, AugmentConfig(0.25, 1.0, mirror=True), draws) == pixels).all()
 
 
 def photo_like(seed, width, height):
@@ -149,6 +150,7 @@ def test_colour_modes():
 
 def test_sixteen_bit_gray_is_scaled():
     levels = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    levels[1:-1] += 200
     data = encode(Image.fromarray(levels), "PNG")
     expected = np.rint(levels / 257)[..., None].repeat(3, axis=-1)
     assert (evaluate(data) == expected).all()

@@ -68,6 +68,8 @@ def test_folders_and_links_are_passed_over():
         for name, kind in (("d", tarfile.DIRTYPE), ("l", tarfile.SYMTYPE), ("h", tarfile.LNKTYPE)):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "k" * 150
+            # Some writers give a link the size of its target; no bytes follow all the same.
+            info.size = 700 if kind == tarfile.LNKTYPE else 0
             tar.addfile(info)
         tar.addfile(tarfile.TarInfo("last.txt"))
     assert scan(file.getvalue()) == ([("last.txt", b"")], None)

@@ -1,6 +1,6 @@
 """Captioned images on disk to batches of uint8 pixels and token ids, and the sets that models are evaluated on."""
 
-from ._image import eval_image as eval_image, ImageError as ImageError, training_image as training_image
+from ._image import DRAWS as DRAWS, eval_image as eval_image, ImageError as ImageError, training_image as training_image
 from ._pair import Pair as Pair, PairSource as PairSource
 from ._pipeline import (
     Batch as Batch,

@@ -76,7 +76,6 @@ def pair_by_name(files: Iterable[tuple[bytes, _T]], kind: TextKind, skipped: Cou
         if stem in repeated or len(images) > 1:
             skipped["several files of one name"] += 1
         elif not images:
-            # A lone .json is a record whose download failed, or no record at all.
             skipped[f"{kind.name} without image"] += 1
         elif not texts:
             skipped[f"image without {kind.name}"] += 1
