@@ -20,7 +20,7 @@ from ._clipa_jax_stages import (
     v2_tune_224,
     v2_tune_336,
 )
-from ._recipe import make_recipe, PublishedScore, Recipe
+from ._recipe import make_recipe, make_scores, PublishedScore, Recipe
 
 
 _EVAL_V1 = EvalConfig(canonicalize=True)
@@ -47,10 +47,6 @@ def _v1(size: str) -> CLIPConfig:
 
 def _v2(size: str) -> CLIPConfig:
     return clip_size(size, vision={"pool": "mean"})
-
-
-def _scores(data: str, **top1: float) -> tuple[PublishedScore, ...]:
-    return tuple(PublishedScore(stage.replace("_", "-"), data, score) for stage, score in top1.items())
 
 
 def _v1_recipe(size: Literal["S", "B", "L"], pixels: int, files: str, *notes: str) -> Recipe:
@@ -112,7 +108,7 @@ def _v1_h_recipes() -> list[Recipe]:
             mislabelled_pretrain(),
             unmasked_tune(ADAM_BF16),
             source="clipa_jax/configs/model_l/64_32_pre_training.py, model_h/unmask_tuning.py",
-            evaluation=EvalConfig(canonicalize=True, resize="squash"),
+            evaluation=_EVAL_V1_H,
             notes=(
                 "The file's name says L/16 at 64 px and 32 tokens; its content is what is kept.",
                 "Its batch of 65336 is read as 65536, and its learning rate and steps follow.",
@@ -137,7 +133,7 @@ def _v2_recipes() -> list[Recipe]:
             source="inferred: the configs of model_h with L/14",
             evaluation=_EVAL_V2,
             notes=("CLIPA releases this model without a config.", *notes),
-            published=_scores("DataComp-1B", pretrain=72.7, tune_224=79.7, tune_336=80.3),
+            published=make_scores("DataComp-1B", pretrain=72.7, tune_224=79.7, tune_336=80.3),
         ),
         make_recipe(
             "clipa-v2-h14-84",
@@ -151,8 +147,8 @@ def _v2_recipes() -> list[Recipe]:
             evaluation=_EVAL_V2,
             notes=notes,
             published=(
-                *_scores("LAION-2B", pretrain=72.1, tune_224=78.6, tune_336=79.1),
-                *_scores("DataComp-1B", pretrain=75.6, tune_224=81.5, tune_336=81.8),
+                *make_scores("LAION-2B", pretrain=72.1, tune_224=78.6, tune_336=79.1),
+                *make_scores("DataComp-1B", pretrain=75.6, tune_224=81.5, tune_336=81.8),
             ),
         ),
         make_recipe(
@@ -164,7 +160,7 @@ def _v2_recipes() -> list[Recipe]:
             source="clipa_jax/configs/model_h/70_8_pre_training.py, unmask_tuning_224_scheduleX4.py",
             evaluation=_EVAL_V2,
             notes=notes,
-            published=(*_scores("LAION-2B", pretrain=70.1), *_scores("DataComp-1B", tune_224=81.1)),
+            published=(*make_scores("LAION-2B", pretrain=70.1), *make_scores("DataComp-1B", tune_224=81.1)),
         ),
     ]
 
@@ -220,7 +216,7 @@ def _t5x_recipes() -> list[Recipe]:
             84,
             "The README starts the 70 px config with res=84.",
             "The README of the PyTorch code gives 82.7 after tune-224, by its own protocol.",
-            published=_scores("DataComp-1B", pretrain=78.5, tune_224=82.5, tune_336=83.0),
+            published=make_scores("DataComp-1B", pretrain=78.5, tune_224=82.5, tune_336=83.0),
         ),
     ]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ..config import AugmentConfig, CLIPConfig, EvalConfig, OptimConfig, StageConfig
 from ..sizes import clip_size
-from ._recipe import make_recipe, make_stage, PublishedScore, Recipe
+from ._recipe import make_recipe, make_scores, make_stage, PublishedScore, Recipe
 
 
 _ADAM = OptimConfig(weight_decay=0.2, b1=0.9, b2=0.95, eps=1e-6, warmup_first="fraction", decay_set="all_but_norms")
@@ -24,6 +24,9 @@ _TUNE_SAMPLES = 131_072_000
 _FROZEN_TABLE = (
     "Tuning at 224 px makes the position table trainable; here the table stays fixed, and moves to the larger grid by "
     "the same bicubic resize."
+)
+_IMAGENET_PIXELS = (
+    "The scripts leave pixels to open_clip's default, OpenAI's mean and deviation; here they are ImageNet's."
 )
 _INFERRED_LAION = (
     "The scripts give 6 passes over the data; 2.196 G pairs are inferred: about 366 M could be fetched of LAION-400M."
@@ -54,10 +57,6 @@ def _model(size: str, pool: Literal["first", "mean_all"]) -> CLIPConfig:
     )
 
 
-def _scores(**top1: float) -> tuple[PublishedScore, ...]:
-    return tuple(PublishedScore(stage.replace("_", "-"), "LAION-400M", score) for stage, score in top1.items())
-
-
 def _l16(
     name: str,
     title: str,
@@ -84,7 +83,7 @@ def _l16(
         ),
         source=source,
         evaluation=EvalConfig(interpolation="bicubic", text_reduction="syntax"),
-        notes=(_INFERRED_LAION, _FROZEN_TABLE, *notes),
+        notes=(_INFERRED_LAION, _FROZEN_TABLE, _IMAGENET_PIXELS, *notes),
         published=published,
     )
 
@@ -130,8 +129,8 @@ def _b16() -> Recipe:
         ),
         source="clipa_torch/scripts/exp/{gpu,tpu}/vit_b16/i50_t16_pretrain.sh, i50_t16_finetune.sh",
         evaluation=EvalConfig(interpolation="bicubic"),
-        notes=(_INFERRED_LAION, _FROZEN_TABLE),
-        published=_scores(pretrain=59.7, tune_224=63.2),
+        notes=(_INFERRED_LAION, _FROZEN_TABLE, _IMAGENET_PIXELS),
+        published=make_scores("LAION-400M", pretrain=59.7, tune_224=63.2),
     )
 
 
@@ -178,8 +177,10 @@ def _h14() -> Recipe:
         # The scripts that test CLIPA-v2 squash with a bilinear kernel, unlike those of CLIPA.
         evaluation=EvalConfig(resize="squash", text_reduction="syntax"),
         notes=(
+            "An example, says the script: CLIPA-v2 itself was trained by the JAX code.",
             "The script gives 10 passes over DataComp-1B; 12.8 G pairs are inferred.",
             "Warmup is 3200 steps as in the JAX config, not the script's 782.",
+            _IMAGENET_PIXELS,
             "The script names ViT-H-14-CL8-Syntax-GAP; the file is ViT-H-14-CL8-SyntaxMask-GAP.",
         ),
     )
@@ -195,7 +196,7 @@ clipa_torch: list[Recipe] = [
         "The tuning script names ViT-L-16-CL16-GAP, which does not exist; it is read as the pre-trained model with "
         "truncated text.",
         source="clipa_torch/scripts/exp/gpu/vit_l16/i17_t16_pretrain.sh, i17_t16_finetune.sh",
-        published=_scores(pretrain=60.3, tune_224=67.8),
+        published=make_scores("LAION-400M", pretrain=60.3, tune_224=67.8),
     ),
     _l16(
         "clipa-torch-l16-i37-t8",
@@ -203,7 +204,7 @@ clipa_torch: list[Recipe] = [
         _l16_pretrain(96, 8),
         32,
         source="clipa_torch/scripts/exp/gpu/vit_l16/i37_t8_pretrain.sh, i37_t8_finetune.sh",
-        published=_scores(pretrain=57.9, tune_224=69.3),
+        published=make_scores("LAION-400M", pretrain=57.9, tune_224=69.3),
     ),
     _h14(),
 ]

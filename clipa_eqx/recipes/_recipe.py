@@ -49,6 +49,11 @@ def make_recipe(name: str, title: str, model: CLIPConfig, *stages: StageConfig, 
     return Recipe(name, title, dataclasses.replace(model, vision=vision, text=text), stages, **fields)
 
 
+def make_scores(data: str, **top1: float) -> tuple[PublishedScore, ...]:
+    """Scores of one data set by stage, an underscore for the hyphen in its name."""
+    return tuple(PublishedScore(stage.replace("_", "-"), data, score) for stage, score in top1.items())
+
+
 def make_stage(
     name: str,
     image_size: int,
