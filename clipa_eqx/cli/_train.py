@@ -13,6 +13,9 @@ from ..recipes import get_recipe, image_tokens, recipes, run_config, scale_recip
 from ._processes import Processes
 
 
+_TABLE_WIDTH = 140
+
+
 @dataclass(frozen=True)
 class Train:
     """Train a CLIP, stage after stage.
@@ -112,7 +115,9 @@ def _list_recipes() -> dict[str, Any]:
 
     from ..models import count_parameters, make_clip
 
-    table = Table("recipe", "stage", "px", "image tokens", "text tokens", "batch", "samples", "lr", "parameters")
+    table = Table(box=None)
+    for column in ("recipe", "stage", "px", "image tokens", "text tokens", "batch", "samples", "lr", "parameters"):
+        table.add_column(column, no_wrap=True)
     rows: list[dict[str, Any]] = []
     for recipe in recipes.values():
         shapes = eqx.filter_eval_shape(make_clip, recipe.model, key=jax.random.key(0))
@@ -141,5 +146,6 @@ def _list_recipes() -> dict[str, Any]:
                 f"{stage.optim.learning_rate:.3g}",
                 "" if place else f"{parameters / 1e6:.1f} M",
             )
-    Console().print(table)
+    # A table cut to a narrow terminal hides names; lines that wrap do not.
+    Console(width=max(Console().width, _TABLE_WIDTH)).print(table)
     return {"recipes": rows}
