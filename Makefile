@@ -17,6 +17,12 @@ lint: $(VENV)/.installed-test  ## Formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+docs: $(VENV)/.installed-docs  ## Build the documentation into site/; a broken link or reference fails
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.installed-test  ## The CPU benchmarks; results go to benchmarks/results/
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e . -c constraints.txt
@@ -24,6 +30,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[test,dev]" -c constraints.txt
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[docs]" -c constraints.txt
 	touch $@
 
 clean:

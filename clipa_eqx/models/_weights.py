@@ -15,7 +15,9 @@ from ..config import CLIPConfig, config_from_json, config_to_json
 from ._clip import CLIP, make_clip
 
 
-_FORMAT = "clipa_eqx"
+# The one entry of the file's metadata. More than one would be written in an order that changes from process to process,
+# and equal models should be equal files.
+_CONFIG_KEY = "clipa_eqx.config"
 
 
 def save_weights(model: CLIP, path: Path) -> None:
@@ -24,7 +26,7 @@ def save_weights(model: CLIP, path: Path) -> None:
     The file appears only when it is whole: it is written beside its place and then renamed.
     """
     arrays = {name: np.asarray(array) for name, array in _named_leaves(model)}
-    metadata = {"format": _FORMAT, "config": json.dumps(config_to_json(model.config))}
+    metadata = {_CONFIG_KEY: json.dumps(config_to_json(model.config))}
     partial = path.with_suffix(path.suffix + ".partial")
     safetensors.numpy.save_file(arrays, partial, metadata=metadata)
     partial.replace(path)
@@ -42,9 +44,9 @@ def load_weights(path: Path) -> CLIP:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
+            if _CONFIG_KEY not in metadata:
                 raise ValueError(f"{path} was not written by clipa_eqx: its metadata is {sorted(metadata)}.")
-            config = config_from_json(CLIPConfig, json.loads(metadata["config"]))
+            config = config_from_json(CLIPConfig, json.loads(metadata[_CONFIG_KEY]))
             shapes = eqx.filter_eval_shape(make_clip, config, key=jax.random.key(0))
             arrays = _checked_arrays(file, shapes, path)
     except (safetensors.SafetensorError, json.JSONDecodeError, KeyError) as error:

@@ -19,7 +19,7 @@ from ..data import BatchIterator, load_tokenizer, open_pairs, PairSource, Tokeni
 from ..models import CLIP, make_clip, save_weights, transfer, with_execution
 from ..sharding import make_mesh, replicate, to_global
 from ._checkpoint import Checkpoints
-from ._metrics import StageLog
+from ._metrics import last_evaluation, StageLog
 from ._optim import make_optimizer, make_schedule
 from ._run_dir import RunDirectory
 from ._state import init_state, run_keys, TrainState
@@ -150,12 +150,12 @@ def _train_stage(run: _Run, place: int, model: CLIP, *, key: Key) -> tuple[CLIP,
         if start:
             state, saved = checkpoints.restore(start, state)
             _check_position(saved, position, config.data.train)
+        if start == stage.steps:
+            return local_model(state), last_evaluation(run.paths, stage)
+
         log = stack.enter_context(
             StageLog(config, place, run.paths, start=start, write=run.primary, console=run.console)
         )
-        if start == stage.steps:
-            return local_model(state), log.last_evaluation()
-
         batches = stack.enter_context(contextlib.closing(_open_batches(run, stage, data_seed, start)))
         train_step = make_train_step(stage, schedule, optimizer, run.mesh)
         queued: deque[jax.Array] = deque()

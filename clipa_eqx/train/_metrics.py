@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
-from ..config import RunConfig
+from ..config import RunConfig, StageConfig
 from ..data import Fault
 from ._console import LiveLine
 from ._records import Records
@@ -111,11 +111,6 @@ class StageLog:
         self._live.note(f"{self._stage.name} {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in results.items()))
         self._since = time.perf_counter()
 
-    def last_evaluation(self) -> dict[str, float]:
-        """The newest evaluation of this stage on record, without its stage and step; empty if there is none."""
-        rows = [row for row in self._metrics.read() if row["stage"] == self._stage.name and "loss" not in row]
-        return {name: value for name, value in rows[-1].items() if name not in ("stage", "step")} if rows else {}
-
     def _check_finite(self, rows: list[dict[str, Any]]) -> None:
         bad = [row for row in rows if not math.isfinite(row["loss"])]
         if bad:
@@ -132,3 +127,9 @@ class StageLog:
         for name, value in rows[-1].items():
             if name not in ("stage", "step"):
                 self._events.add_scalar(name, value, self._steps_before + rows[-1]["step"])
+
+
+def last_evaluation(paths: RunDirectory, stage: StageConfig) -> dict[str, float]:
+    """The newest evaluation of a stage on record, without its stage and step; empty if there is none."""
+    rows = [row for row in Records(paths.metrics).read() if row["stage"] == stage.name and "loss" not in row]
+    return {name: value for name, value in rows[-1].items() if name not in ("stage", "step")} if rows else {}

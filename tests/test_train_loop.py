@@ -1,0 +1,108 @@
+"""The loop in one process: what it leaves, what it hands back, what it refuses."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers import tiny_run, write_shards, write_vocabulary
+
+from clipa_eqx.config import EvalConfig, OptimConfig
+from clipa_eqx.interop import load_pretrained
+from clipa_eqx.train import Records, train
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    write_shards(directory / "train")
+    write_vocabulary(directory / "vocab.txt")
+    return directory
+
+
+def _one_stage(data, **fields):
+    run = tiny_run(data)
+    return dataclasses.replace(run, stages=(dataclasses.replace(run.stages[1], **fields),))
+
+
+@pytest.fixture(scope="module")
+def finished(data):
+    """A finished run that was evaluated each two steps, and the sizes its evaluator saw."""
+    seen = []
+
+    def evaluator(model):
+        seen.append((model.config.vision.image_size, model.config.text.context_length))
+        return {"norm": float(np.linalg.norm(model.vision.patch.weight))}
+
+    run = dataclasses.replace(tiny_run(data), evaluation=EvalConfig(every_steps=2))
+    run_dir = data / "finished"
+    return run, run_dir, train(run, run_dir, evaluators=(evaluator,), console=False), seen
+
+
+def test_evaluators_see_the_sizes_of_the_stage(finished):
+    _, _, _, seen = finished
+    assert seen == [(24, 5)] * 3 + [(32, 8)] * 2
+
+
+def test_the_last_evaluation_is_handed_back_and_recorded(finished):
+    _, run_dir, result, _ = finished
+    rows = [row for row in Records(run_dir / "metrics.jsonl").read() if "norm" in row]
+    assert [(row["stage"], row["step"]) for row in rows] == [("few", 2), ("few", 4), ("few", 6), ("all", 2), ("all", 4)]
+    assert result.evaluation == {"norm": rows[-1]["norm"]}
+
+
+def test_a_finished_run_hands_the_same_back_again(finished):
+    run, run_dir, result, seen = finished
+    before = len(seen)
+    again = train(run, run_dir, evaluators=(lambda model: pytest.fail("nothing is left to evaluate"),), console=False)
+    assert again.evaluation == result.evaluation
+    assert len(seen) == before
+    for a, b in zip(jax.tree.leaves(again.model), jax.tree.leaves(result.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_directory_loads_as_a_pretrained_model(finished):
+    run, run_dir, result, _ = finished
+    pretrained = load_pretrained(run_dir)
+    assert pretrained.config == run.model
+    assert pretrained.preprocess.image_size == 32
+    assert pretrained.tokenizer.encode_batch(["a red half"], 5).tolist() == [[2, 5, 9, 7, 0]]
+    for a, b in zip(jax.tree.leaves(pretrained.model), jax.tree.leaves(result.model), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_directory_says_with_what_it_was_made(finished):
+    _, run_dir, _, _ = finished
+    environment = json.loads((run_dir / "environment.json").read_text())
+    assert environment["packages"]["jax"] == jax.__version__
+    assert len(environment["devices"]) == 8
+    assert list((run_dir / "tensorboard").iterdir())
+
+
+def test_kept_checkpoints_are_the_last_two(finished):
+    _, run_dir, _, _ = finished
+    assert sorted(path.name for path in (run_dir / "checkpoints" / "few").iterdir()) == ["4", "6"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
+    run = _one_stage(data, samples=30 * 16, optim=OptimConfig(learning_rate=1e30, warmup_steps=0, weight_decay=0.0))
+    with pytest.raises(FloatingPointError, match="the loss is nan at step .*Lower optim.learning_rate"):
+        train(run, tmp_path / "run", console=False)
+
+
+def test_data_that_changed_is_refused(finished, data):
+    run, run_dir, _, _ = finished
+    (data / "train" / "00001.tar").rename(data / "00001.tar")
+    try:
+        with pytest.raises(ValueError, match="changed since the checkpoint was written"):
+            train(run, run_dir, console=False)
+    finally:
+        (data / "00001.tar").rename(data / "train" / "00001.tar")
+
+
+def test_a_run_that_is_not_finished_does_not_load(finished, tmp_path):
+    _, run_dir, _, _ = finished
+    (tmp_path / "config.json").write_bytes((run_dir / "config.json").read_bytes())
+    with pytest.raises(FileNotFoundError, match="has not finished"):
+        load_pretrained(tmp_path)
