@@ -34,8 +34,9 @@ from jaxtyping import Array
 
 from clipa_eqx.config import CLIPConfig, TextConfig, VisionConfig
 from clipa_eqx.losses import softmax_contrastive
-from clipa_eqx.models import CLIP, make_clip, text_size, vision_size, with_execution
+from clipa_eqx.models import CLIP, make_clip, with_execution
 from clipa_eqx.nn import attend, Block, LayerNorm, Linear
+from clipa_eqx.sizes import text_size, vision_size
 
 
 BATCH = 32

@@ -6,6 +6,7 @@ Names load on first use, so that importing the package, or asking the command li
 import importlib
 from typing import Any, TYPE_CHECKING
 
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

@@ -36,6 +36,17 @@ EvalResize = Literal["crop", "squash"]
 PositionTransfer = Literal["remake", "resample"]
 SourceLayout = Literal["auto", "webdataset", "csv", "folder"]
 
+PixelTriple = tuple[float, float, float]
+
+IMAGENET_MEAN: PixelTriple = (0.485, 0.456, 0.406)
+"""Mean of ImageNet's training pixels in [0, 1], red, green, blue (big_vision, CLIPA-JAX)."""
+IMAGENET_STD: PixelTriple = (0.229, 0.224, 0.225)
+"""Standard deviation that goes with it."""
+OPENAI_MEAN: PixelTriple = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of the training pixels of OpenAI's CLIP; open_clip's default."""
+OPENAI_STD: PixelTriple = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation that goes with it."""
+
 _C = TypeVar("_C")
 
 
@@ -77,9 +88,15 @@ class VisionConfig:
     """Initial value of a learned per-feature scale on each residual branch; 0 leaves it out."""
     projection: Projection = "linear"
     """How the pooled vector reaches the joint space; none needs width == embed."""
+    pixel_mean: PixelTriple = IMAGENET_MEAN
+    """Subtracted from pixels in [0, 1], per channel: ImageNet's (CLIPA) or OpenAI's (open_clip)."""
+    pixel_std: PixelTriple = IMAGENET_STD
+    """What they are then divided by."""
 
     def __post_init__(self) -> None:
         _check_tower(self)
+        for value in self.pixel_std:
+            check_between("pixel_std", value, 0.0, math.inf, low_open=True)
         check_at_least("patch_size", self.patch_size, 1)
         check_at_least("image_size", self.image_size, self.patch_size)
         check_choice("position", self.position, VisionPosition)
@@ -426,7 +443,7 @@ class RunConfig:
     seed: int = 0
     """The one seed; split by name into the model, data and step streams."""
     layers: Layers = "auto"
-    """Blocks as one scanned body or unrolled; auto chooses per backend."""
+    """Blocks as one scanned body or written out; auto: scanned, the fastest measured."""
     log_every_steps: int = 20
     """Steps between lines of metrics.jsonl."""
 
@@ -612,9 +629,10 @@ def _value_from_json(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return config_from_json(typing.cast(type[Any], hint), value, where=where)
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} must be a list, got {value!r}.")
-        item = typing.get_args(hint)[0]
+        item, *rest = typing.get_args(hint)
+        length = None if rest == [Ellipsis] else 1 + len(rest)
+        if not isinstance(value, list | tuple) or length not in (None, len(value)):
+            raise ValueError(f"{where} must be a list{f' of {length}' if length else ''}, got {value!r}.")
         return tuple(_value_from_json(item, entry, f"{where}.{i}") for i, entry in enumerate(value))
     if origin is types.UnionType:
         if value is None and type(None) in typing.get_args(hint):

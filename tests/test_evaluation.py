@@ -13,7 +13,7 @@ import pytest
 from jaxtyping import Array, Float
 from PIL import Image
 
-from clipa_eqx.config import CLIPConfig, EvalConfig, TextConfig, VisionConfig
+from clipa_eqx.config import CLIPConfig, EvalConfig, IMAGENET_MEAN, IMAGENET_STD, TextConfig, VisionConfig
 from clipa_eqx.data import ClassificationSet, open_retrieval, train_tokenizer
 from clipa_eqx.evaluation import (
     canonicalize,
@@ -26,7 +26,6 @@ from clipa_eqx.evaluation import (
     retrieval,
     zero_shot,
 )
-from clipa_eqx.models._pixels import PIXEL_MEAN, PIXEL_STD
 
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
@@ -46,7 +45,7 @@ class Toy(eqx.Module):
 
     def encode_image(self, pixels):
         TRACES.append(pixels.shape)
-        mean = pixels.mean((0, 1)) * jnp.asarray(PIXEL_STD) + jnp.asarray(PIXEL_MEAN)
+        mean = pixels.mean((0, 1)) * jnp.asarray(IMAGENET_STD) + jnp.asarray(IMAGENET_MEAN)
         return _unit(mean - 0.5)
 
     def encode_text(self, tokens):
@@ -91,7 +90,7 @@ def toy(tokenizer):
 
 
 def _protocol(toy, config=EvalConfig(), **sizes):
-    return make_protocol(config, toy, **{"image_size": 8, "context_length": 6, **sizes})
+    return dataclasses.replace(make_protocol(config, toy), **sizes)
 
 
 def _set(shown, labels, templates=()):

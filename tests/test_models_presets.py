@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from clipa_eqx.config import CLIPConfig, TextConfig, VisionConfig
-from clipa_eqx.models import count_parameters, make_clip, presets, text_size, vision_size
+from clipa_eqx.models import count_parameters, make_clip, presets
+from clipa_eqx.sizes import text_size, vision_size
 
 
 # Millions of parameters of the image and the text tower. CLIPA: of the released weights, as open_clip counts them, and

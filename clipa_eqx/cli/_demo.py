@@ -269,10 +269,7 @@ def _gallery(directory: Path, config: RunConfig, model: "CLIP", queries: int = 8
     seen = [label for label in range(len(images.class_names)) if str(label) not in unseen]
     half = queries // 2
     labels = [*seen[:: len(seen) // half][:half], *map(int, unseen[:: len(unseen) // half][:half])]
-    sizes = model.config
-    protocol = make_protocol(
-        config.evaluation, model, image_size=sizes.vision.image_size, context_length=sizes.text.context_length
-    )
+    protocol = make_protocol(config.evaluation, model)
     pictures = embed_images(model, images, protocol).embeds
     texts = [f"a {images.class_names[label]}" for label in labels]
     nearest = np.argsort(-embed_texts(model, texts, load_tokenizer(config.data.tokenizer), protocol) @ pictures.T)

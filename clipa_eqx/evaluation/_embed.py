@@ -159,7 +159,9 @@ class _Cut(NamedTuple):
 
 @eqx.filter_jit
 def _embed_pixels(model: Encoder, pixels: UInt8[Array, "rows height width 3"]) -> Float[Array, "rows embed"]:
-    return jax.vmap(lambda image: model.encode_image(normalize_pixels(scale_pixels(image))))(pixels)
+    return jax.vmap(lambda image: model.encode_image(normalize_pixels(scale_pixels(image), model.config.vision)))(
+        pixels
+    )
 
 
 @eqx.filter_jit

@@ -8,7 +8,7 @@ from typing import Any
 from ..config import EvalConfig
 from ..data import ClassificationSet, open_classification, open_retrieval, RetrievalSet, Tokenizer
 from ._embed import Encoder
-from ._protocol import make_protocol, Protocol
+from ._protocol import make_protocol
 from ._retrieval import retrieval
 from ._zero_shot import read_unseen, zero_shot
 
@@ -71,14 +71,9 @@ def _classification(
     images: ClassificationSet, unseen: tuple[int, ...], tokenizer: Tokenizer, config: EvalConfig
 ) -> Callable[[Encoder], dict[str, Any]]:
     return lambda model: zero_shot(
-        model, images, tokenizer, _protocol(config, model), unseen=unseen, batch_size=config.batch_size
+        model, images, tokenizer, make_protocol(config, model), unseen=unseen, batch_size=config.batch_size
     )
 
 
 def _retrieval(images: RetrievalSet, tokenizer: Tokenizer, config: EvalConfig) -> Callable[[Encoder], dict[str, Any]]:
-    return lambda model: retrieval(model, images, tokenizer, _protocol(config, model), batch_size=config.batch_size)
-
-
-def _protocol(config: EvalConfig, model: Encoder) -> Protocol:
-    sizes = model.config
-    return make_protocol(config, model, image_size=sizes.vision.image_size, context_length=sizes.text.context_length)
+    return lambda model: retrieval(model, images, tokenizer, make_protocol(config, model), batch_size=config.batch_size)

@@ -12,8 +12,7 @@ import jax
 from jaxtyping import PyTree
 
 from .._checks import check_at_least
-from ..config import EvalConfig, EvalResize, Interpolation
-from ..models._pixels import PIXEL_MEAN, PIXEL_STD
+from ..config import CLIPConfig, EvalConfig, EvalResize, Interpolation
 
 
 CLASS_SLOT = "{c}"
@@ -74,27 +73,23 @@ class Protocol:
         )
 
 
-def make_protocol(config: EvalConfig, model: PyTree, *, image_size: int, context_length: int) -> Protocol:
+def make_protocol(config: EvalConfig, model: PyTree) -> Protocol:
     """The protocol of an evaluation, before a set is known.
 
     Args:
         config: resize, kernel, and what is done to texts.
-        model: whose weights give the precision.
-        image_size: side in pixels that the model takes, at least 1.
-        context_length: tokens that the model takes, at least 1.
-
-    Raises:
-        ValueError: a size out of range.
+        model: its weights give the precision, its `config` the sizes and what pixels are normalised by.
     """
+    sizes: CLIPConfig = model.config
     dtypes = sorted({leaf.dtype.name for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))})
     products = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     return Protocol(
-        image_size=image_size,
+        image_size=sizes.vision.image_size,
         resize=config.resize,
         interpolation=config.interpolation,
-        pixel_mean=PIXEL_MEAN,
-        pixel_std=PIXEL_STD,
-        context_length=context_length,
+        pixel_mean=sizes.vision.pixel_mean,
+        pixel_std=sizes.vision.pixel_std,
+        context_length=sizes.text.context_length,
         text_reduction=config.text_reduction,
         canonicalize=config.canonicalize,
         precision=", ".join([*dtypes, *([f"products {products}"] if products else [])]),

@@ -7,7 +7,7 @@ from ._clip import (
     with_execution as with_execution,
 )
 from ._pixels import normalize_pixels as normalize_pixels, scale_pixels as scale_pixels
-from ._presets import presets as presets, text_size as text_size, vision_size as vision_size
+from ._presets import presets as presets
 from ._text import TextTower as TextTower
 from ._transfer import transfer as transfer
 from ._vision import VisionTower as VisionTower

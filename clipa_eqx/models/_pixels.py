@@ -3,12 +3,7 @@
 import jax.numpy as jnp
 
 from .._types import Pixels, RawPixels
-
-
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-"""Mean of ImageNet's training images in [0, 1], red, green, blue; CLIPA-JAX normalises with it."""
-PIXEL_STD = (0.229, 0.224, 0.225)
-"""Standard deviation that goes with `PIXEL_MEAN`."""
+from ..config import VisionConfig
 
 
 def scale_pixels(pixels: RawPixels) -> Pixels:
@@ -16,11 +11,12 @@ def scale_pixels(pixels: RawPixels) -> Pixels:
     return pixels.astype(jnp.float32) / 255
 
 
-def normalize_pixels(pixels: Pixels) -> Pixels:
-    """Subtract `PIXEL_MEAN` and divide by `PIXEL_STD`, per channel.
+def normalize_pixels(pixels: Pixels, config: VisionConfig) -> Pixels:
+    """Subtract the model's `pixel_mean` and divide by its `pixel_std`, per channel.
 
     Args:
         pixels: an image in [0, 1].
+        config: the image tower that is to see it.
     """
-    mean, std = (jnp.asarray(values, pixels.dtype).reshape(1, 1, 3) for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (jnp.asarray(value, pixels.dtype)[None, None] for value in (config.pixel_mean, config.pixel_std))
     return (pixels - mean) / std

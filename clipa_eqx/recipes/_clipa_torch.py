@@ -6,7 +6,7 @@ embeddings and tables, crops are resized with a bicubic kernel.
 
 from typing import Any, Literal
 
-from ..config import AugmentConfig, CLIPConfig, EvalConfig, OptimConfig, StageConfig
+from ..config import AugmentConfig, CLIPConfig, EvalConfig, OPENAI_MEAN, OPENAI_STD, OptimConfig, StageConfig
 from ..sizes import clip_size
 from ._recipe import make_recipe, make_scores, make_stage, PublishedScore, Recipe
 
@@ -24,9 +24,6 @@ _TUNE_SAMPLES = 131_072_000
 _FROZEN_TABLE = (
     "Tuning at 224 px makes the position table trainable; here the table stays fixed, and moves to the larger grid by "
     "the same bicubic resize."
-)
-_IMAGENET_PIXELS = (
-    "The scripts leave pixels to open_clip's default, OpenAI's mean and deviation; here they are ImageNet's."
 )
 _INFERRED_LAION = (
     "The scripts give 6 passes over the data; 2.196 G pairs are inferred: about 366 M could be fetched of LAION-400M."
@@ -48,11 +45,12 @@ def _stage(name: str, image_size: int, text_length: int, **fields: Any) -> Stage
 
 
 def _model(size: str, pool: Literal["first", "mean_all"]) -> CLIPConfig:
-    """open_clip's tower: an input norm, exact GELU, torch's epsilon; pool mean_all averages the class token too."""
+    """open_clip's towers: an input norm, exact GELU, torch's epsilon, OpenAI's pixel statistics."""
     common = {"activation": "gelu", "norm_eps": 1e-5}
+    pixels = {"pixel_mean": OPENAI_MEAN, "pixel_std": OPENAI_STD}
     return clip_size(
         size,
-        vision={"pool": pool, "position": "frozen", "input_norm": True, **common},
+        vision={"pool": pool, "position": "frozen", "input_norm": True, **common, **pixels},
         text={"vocab_size": 49_408, "causal": True, "pool": "end", "end_id": 49_407, **common},
     )
 
@@ -83,7 +81,7 @@ def _l16(
         ),
         source=source,
         evaluation=EvalConfig(interpolation="bicubic", text_reduction="syntax"),
-        notes=(_INFERRED_LAION, _FROZEN_TABLE, _IMAGENET_PIXELS, *notes),
+        notes=(_INFERRED_LAION, _FROZEN_TABLE, *notes),
         published=published,
     )
 
@@ -129,7 +127,7 @@ def _b16() -> Recipe:
         ),
         source="clipa_torch/scripts/exp/{gpu,tpu}/vit_b16/i50_t16_pretrain.sh, i50_t16_finetune.sh",
         evaluation=EvalConfig(interpolation="bicubic"),
-        notes=(_INFERRED_LAION, _FROZEN_TABLE, _IMAGENET_PIXELS),
+        notes=(_INFERRED_LAION, _FROZEN_TABLE),
         published=make_scores("LAION-400M", pretrain=59.7, tune_224=63.2),
     )
 
@@ -180,7 +178,6 @@ def _h14() -> Recipe:
             "An example, says the script: CLIPA-v2 itself was trained by the JAX code.",
             "The script gives 10 passes over DataComp-1B; 12.8 G pairs are inferred.",
             "Warmup is 3200 steps as in the JAX config, not the script's 782.",
-            _IMAGENET_PIXELS,
             "The script names ViT-H-14-CL8-Syntax-GAP; the file is ViT-H-14-CL8-SyntaxMask-GAP.",
         ),
     )

@@ -116,7 +116,7 @@ def _embed_pair(
     patch = model.config.vision.patch_size
     grid = (image.shape[0] // patch, image.shape[1] // patch)
     kept = keep_patches(stage.image_reduction, grid, stage.keep_patches, key=patch_key)
-    image_embed = model.encode_image(normalize_pixels(image), kept=kept, key=image_key)
+    image_embed = model.encode_image(normalize_pixels(image, model.config.vision), kept=kept, key=image_key)
 
     text = model.config.text
     positions = keep_tokens(

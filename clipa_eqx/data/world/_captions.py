@@ -33,13 +33,13 @@ _IDLE_WORDS = (
 _RELATIONS = {"beside": ("left of", "right of"), "above": ("above", "below")}
 """How the first of two things stands to the second, and the second to the first."""
 
-_DETAIL = 0.2
+_DETAIL = 0.12
 """Chance to name an object's size or texture."""
-_BACKGROUND = 0.08
+_BACKGROUND = 0.05
 """Chance to name the background."""
 _IDLE = 0.12
 """Chance of idle words."""
-_SHAPE_ONLY, _COLOR_ONLY = 0.15, 0.08
+_SHAPE_ONLY, _COLOR_ONLY = 0.3, 0.1
 """Chances that a caption of one object leaves out its colour, or its shape."""
 _ONE_OF_MANY = 0.1
 """Chance that a caption names one object only where there are more."""

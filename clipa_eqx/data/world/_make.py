@@ -59,8 +59,8 @@ def make_world(
 ) -> WorldSummary:
     """Make a small world of captioned pictures, on which a tiny CLIP learns in minutes on a CPU.
 
-    A picture shows one to three of 12 shapes in 10 colours, 3 sizes and 4 textures, turned by up to 30 degrees, before
-    a muted background. Captions vary in their words, leave things out and add idle words. Every fifth of the 120
+    A picture shows one to three of 12 shapes in 10 colours, 3 sizes and 4 textures, turned by up to 20 degrees, before
+    a dark background. Captions vary in their words, leave things out and add idle words. Every fifth of the 120
     combinations of shape and colour occurs neither in the pictures nor in the captions of training: a model names it
     only if it learnt shape and colour apart.
 

@@ -11,8 +11,8 @@ from ._shapes import draw_mask, SILHOUETTES
 
 _VARIANTS = 64
 """Patterns of each kind that a renderer prepares; scenes also shift and scale them."""
-_DARK = 90
-"""Brightness below which a texture lightens its colour instead of darkening it."""
+_SECOND_TONE = 0.7
+"""What a texture multiplies the object's tone by."""
 
 Pattern = Float[np.ndarray, "size size"]
 
@@ -38,7 +38,7 @@ class Renderer:
         tint = _vary(BACKGROUNDS[scene.background], rng)
         picture = np.broadcast_to(tint, (self.size, self.size, 3)).copy()
         if scene.finish in self.finishes:
-            picture += (30 * _any(self.finishes[scene.finish], rng))[..., None]
+            picture += (16 * _any(self.finishes[scene.finish], rng))[..., None]
         for thing in scene.things:
             mask = draw_mask(
                 SILHOUETTES[thing.shape], self.size, center=thing.center, radius=thing.radius, turn=thing.turn
@@ -51,8 +51,7 @@ class Renderer:
         tone = _vary(COLORS[thing.color], rng)
         if thing.texture not in self.textures:
             return tone[None, None]
-        second = tone * 0.62 if tone.mean() > _DARK else tone + 70
-        return tone + _any(self.textures[thing.texture], rng)[..., None] * (second - tone)
+        return tone * (1 - (1 - _SECOND_TONE) * _any(self.textures[thing.texture], rng)[..., None])
 
 
 def make_renderer(size: int) -> Renderer:

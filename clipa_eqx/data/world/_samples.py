@@ -17,7 +17,7 @@ Part = Literal["train", "classification", "retrieval"]
 
 _STREAMS: dict[Part, int] = {"train": 0, "classification": 1, "retrieval": 2}
 """Number that sets apart the chance of each part."""
-_TRAIN_ARRANGEMENTS = ("alone",) * 10 + ("beside",) * 4 + ("above",) * 4 + ("together",) * 2
+_TRAIN_ARRANGEMENTS = ("alone",) * 15 + ("beside",) * 2 + ("above",) * 2 + ("together",) * 1
 """Each entry has the same chance."""
 _RETRIEVAL_ARRANGEMENTS = ("beside", "above", "together")
 _CAPTIONS_PER_IMAGE = 5

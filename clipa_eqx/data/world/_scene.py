@@ -11,32 +11,36 @@ from ._shapes import SILHOUETTES
 
 SHAPES = tuple(SILHOUETTES)
 COLORS = {
-    "red": (214, 36, 36),
-    "orange": (245, 138, 22),
-    "yellow": (246, 224, 48),
-    "green": (34, 152, 56),
-    "cyan": (48, 210, 220),
-    "blue": (36, 70, 214),
-    "purple": (126, 44, 170),
-    "pink": (250, 132, 190),
-    "white": (248, 248, 248),
-    "black": (18, 18, 18),
+    "red": (222, 40, 40),
+    "orange": (250, 140, 24),
+    "yellow": (248, 226, 56),
+    "green": (44, 186, 70),
+    "cyan": (60, 216, 226),
+    "blue": (58, 96, 236),
+    "purple": (150, 60, 200),
+    "pink": (252, 138, 194),
+    "white": (246, 246, 246),
+    "brown": (144, 90, 52),
 }
 """Name and sRGB value of each colour."""
-SIZES = {"small": (0.50, 0.60), "medium": (0.66, 0.78), "large": (0.84, 0.98)}
+SIZES = {"small": (0.58, 0.66), "medium": (0.72, 0.82), "large": (0.88, 1.0)}
 """Name of each size and the share of its place that the circle around an object spans."""
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 BACKGROUNDS = {
-    "gray": (128, 128, 128),
-    "sandy": (186, 168, 136),
-    "slate": (86, 98, 112),
-    "mossy": (106, 118, 92),
-    "clay": (146, 112, 100),
+    "gray": (48, 48, 48),
+    "sandy": (66, 58, 44),
+    "slate": (34, 42, 54),
+    "mossy": (38, 50, 34),
+    "clay": (58, 42, 38),
 }
-"""Name and sRGB value of each background: muted, so that no object's colour is among them."""
+"""Name and sRGB value of each background: muted, and darker than any object, so that brightness tells where one is. A
+tiny transformer then finds silhouettes in tens of thousands of pictures; before backgrounds of any brightness it takes
+several times as many."""
 FINISHES = ("plain", "graded", "cloudy", "grainy")
 
-_MOST_TURN = math.radians(30)
+_TEXTURED = 0.3
+"""Chance of a texture other than plain."""
+_MOST_TURN = math.radians(20)
 _PLACES = {
     "alone": [(0.5, 0.5, 1.0)],
     "beside": [(0.26, 0.5, 0.52), (0.74, 0.5, 0.52)],
@@ -111,7 +115,8 @@ def _draw_combination(
 def _draw_thing(combination: Combination, place: tuple[float, float, float], rng: np.random.Generator) -> Thing:
     shape, color = combination
     x, y, side = place
-    size, texture = pick(list(SIZES), rng), pick(TEXTURES, rng)
+    size = pick(list(SIZES), rng)
+    texture = pick(TEXTURES[1:], rng) if rng.random() < _TEXTURED else TEXTURES[0]
     low, high = SIZES[size]
     share, right, down, turn = rng.random(4)
     diameter = side * (low + (high - low) * share)
