@@ -15,7 +15,7 @@ from clipa_eqx.config import load_run_config, stage_model
 from clipa_eqx.data import load_tokenizer, open_pairs, training_batches, word_classes
 from clipa_eqx.models import make_clip
 from clipa_eqx.sharding import make_mesh, replicate, to_global
-from clipa_eqx.train import DeviceBatch, init_state, make_train_step, train
+from clipa_eqx.train import init_state, make_train_step, train
 
 
 def first_gradient(config):
@@ -39,7 +39,7 @@ def first_gradient(config):
     )
     batch = next(batches)
     batches.close()
-    rows = DeviceBatch(pixels=batch.pixels, tokens=batch.tokens, word_class=batch.word_class)
+    rows = {"pixels": batch.pixels, "tokens": batch.tokens, "word_class": batch.word_class}
     step = make_train_step(stage, optax.constant_schedule(1.0), optimizer, mesh)
     state, _ = step(state, to_global(rows, mesh))
     after = [np.array(leaf.addressable_data(0)) for leaf in jax.tree.leaves(state.model)]

@@ -139,34 +139,35 @@ def _compare(directory: Path, config: RunConfig, reduced: dict[str, Any]) -> dic
     """
     from ..train import Records, step_flops, train
 
+    tried: dict[str, Any] = {}
     for budget in _BUDGETS:
         full = _full_tokens(config, budget, reduced["train_flops"])
-        evaluate_classes = _evaluators(full)[0]
-
-        def as_good(
-            model: "CLIP", evaluate: Callable[["CLIP"], dict[str, float]] = evaluate_classes
-        ) -> dict[str, float]:
-            scores = evaluate(model)
-            if scores["top1"] >= reduced["zero_shot_top1"]:
-                raise _AsGood
-            return scores
-
-        run_dir = directory / full.stages[0].name
-        flops_per_step = step_flops(full, full.stages[0])
+        (stage,) = full.stages
+        run_dir = directory / stage.name
+        flops_per_step = step_flops(full, stage)
         try:
-            best = train(full, run_dir, evaluators=(as_good,)).evaluation["top1"]
+            best = train(full, run_dir, evaluators=(_until(reduced["zero_shot_top1"], full),)).evaluation["top1"]
         except _AsGood:
             steps = Records(run_dir / "metrics.jsonl").read()[-1]["step"]
             spent = steps * flops_per_step
             return {"compute_saving": spent / reduced["train_flops"], "full_tokens_flops": spent, "reached": True}
-        spent = full.stages[0].steps * flops_per_step
+        spent = stage.steps * flops_per_step
+        tried = {"compute_saving": spent / reduced["train_flops"], "full_tokens_flops": spent, "full_tokens_top1": best}
     # No budget sufficed: the saving is at least the largest one tried.
-    return {
-        "compute_saving": spent / reduced["train_flops"],
-        "full_tokens_flops": spent,
-        "full_tokens_top1": best,
-        "reached": False,
-    }
+    return tried | {"reached": False}
+
+
+def _until(top1: float, config: RunConfig) -> "Callable[[CLIP], dict[str, float]]":
+    """An evaluator that ends training once zero-shot accuracy is `top1`."""
+    (evaluate,) = _evaluators(config)
+
+    def measure(model: "CLIP") -> dict[str, float]:
+        scores = evaluate(model)
+        if scores["top1"] >= top1:
+            raise _AsGood
+        return scores
+
+    return measure
 
 
 def _full_tokens(config: RunConfig, budget: float, reduced_flops: float) -> RunConfig:

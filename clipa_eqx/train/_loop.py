@@ -23,7 +23,7 @@ from ._metrics import last_evaluation, StageLog
 from ._optim import make_optimizer, make_schedule
 from ._run_dir import RunDirectory
 from ._state import init_state, run_keys, TrainState
-from ._step import DeviceBatch, make_train_step
+from ._step import make_train_step
 
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
@@ -164,7 +164,7 @@ def _train_stage(run: _Run, place: int, model: CLIP, *, key: Key) -> tuple[CLIP,
             tick = time.perf_counter()
             batch = next(batches)
             waited_s = time.perf_counter() - tick
-            rows = DeviceBatch(pixels=batch.pixels, tokens=batch.tokens, word_class=batch.word_class)
+            rows = {"pixels": batch.pixels, "tokens": batch.tokens, "word_class": batch.word_class}
             state, metrics = train_step(state, to_global(rows, run.mesh))
             log.add(step, metrics, waited_s=waited_s, faults=batch.faults)
             queued.append(metrics["loss"])

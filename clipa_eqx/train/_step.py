@@ -1,8 +1,7 @@
 """One training step: a host batch of raw pixels and token ids in, an updated state and its metrics out."""
 
 import functools
-from collections.abc import Callable
-from typing import TypedDict
+from typing import Any, cast, TypedDict
 
 import equinox as eqx
 import jax
@@ -39,16 +38,16 @@ class StepMetrics(TypedDict):
     inverse_temperature: Scalar
 
 
-TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, StepMetrics]]
-
-
 def make_train_step(
     stage: StageConfig, schedule: optax.Schedule, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainStep:
+) -> jax.stages.Wrapped:
     """Compile-once step of one stage, data-parallel over the mesh's `data` axis.
 
     Each device embeds its own rows, compares them with everybody's (gathered) and takes the gradient of the mean
     loss, so the update equals that of one device with the whole batch. The state is donated: use the returned one.
+
+    Returns:
+        A jitted function of a state and a `DeviceBatch` that returns the next state and its `StepMetrics`.
     """
 
     def local_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
@@ -56,7 +55,7 @@ def make_train_step(
         (loss, accuracy), grads = jax.value_and_grad(_mean_loss, has_aux=True)(state.model, batch, stage, key=key)
         # optax raises Python numbers to integer powers, which a caller's strict promotion rules would refuse.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
+            updates, opt_state = optimizer.update(grads, state.opt_state, cast(Any, state.model))
         model = eqx.apply_updates(state.model, updates)
         if stage.logit_scale_max:
             model = eqx.tree_at(
@@ -88,6 +87,10 @@ def _mean_loss(model: CLIP, batch: DeviceBatch, stage: StageConfig, *, key: Key)
     )(batch["pixels"], batch["tokens"], batch["word_class"], keys)
     tile = stage.loss_tile or None
     if stage.loss == "sigmoid":
+        if model.logit_bias is None:
+            raise ValueError(
+                "The sigmoid loss needs a model with a logit bias: set model.init_logit_bias (SigLIP: -10)."
+            )
         loss = sigmoid_contrastive(
             image_embed, text_embed, model.logit_scale, model.logit_bias, axis_name=DATA_AXIS, tile=tile
         )
