@@ -20,6 +20,9 @@ def step_flops(config: RunConfig, stage: StageConfig) -> float:
     The step is traced on shapes alone and counted by XLA's cost analysis, a multiply-add as two. Blocks are written out
     for the count, since the analysis counts a loop's body once, and nothing is recomputed, so these are the model's own
     operations. Nothing is compiled or allocated: the largest models can be asked about.
+
+    Raises:
+        RuntimeError: the backend does not count.
     """
     mesh = make_mesh(jax.devices()[:1])
     schedule = make_schedule(stage.optim, stage.steps)
@@ -32,8 +35,10 @@ def step_flops(config: RunConfig, stage: StageConfig) -> float:
     state = eqx.filter_eval_shape(start)
     optimizer = make_optimizer(stage.optim, schedule, state.model)
     step = make_train_step(stage, schedule, optimizer, mesh)
-    lowered = step.lower(state, _abstract_batch(config.data, stage))
-    return lowered.cost_analysis()["flops"]
+    cost = step.lower(state, _abstract_batch(config.data, stage)).cost_analysis()
+    if not cost or "flops" not in cost:
+        raise RuntimeError(f"XLA gives no cost analysis on the backend {jax.default_backend()!r}; count on a CPU.")
+    return cost["flops"]
 
 
 def _abstract_batch(data: DataConfig, stage: StageConfig) -> DeviceBatch:

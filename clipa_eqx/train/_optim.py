@@ -55,7 +55,7 @@ def decay_mask(model: CLIP, decay_set: DecaySet) -> Any:
     """
     frozen = model.config.vision.position == "frozen"
 
-    def decays(path: tuple[Any, ...], _: jax.Array) -> bool:
+    def decays(path: tuple[Any, ...], _: Any) -> bool:
         name = path[-1].name
         if decay_set == "matrices":
             return name == "weight"
