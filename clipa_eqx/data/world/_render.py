@@ -10,11 +10,12 @@ from ._shapes import draw_mask, SILHOUETTES
 
 
 _VARIANTS = 64
-"""Patterns of each kind that a renderer prepares; scenes also shift and scale them."""
+"""Patterns of each kind that a renderer prepares."""
 _SECOND_TONE = 0.7
 """What a texture multiplies the object's tone by."""
 
 Pattern = Float[np.ndarray, "size size"]
+"""One value per pixel."""
 
 
 @dataclass(frozen=True)
