@@ -10,7 +10,7 @@ demo: $(VENV)/.installed  ## Make the built-in world, train a tiny CLIP in two s
 	$(BIN)/clipa demo
 
 test: $(VENV)/.installed-test  ## The plain test run: no accelerator, no network
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-test  ## Formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -16,19 +16,15 @@ from clipa_eqx.train import init_state, make_optimizer, make_schedule, make_trai
 
 MODEL = CLIPConfig(
     embed=16,
-    vision=VisionConfig(image_size=16, patch_size=4, width=16, depth=2, heads=2, hidden=32, drop_path=0.3),
-    text=TextConfig(context_length=6, vocab_size=50, width=16, depth=2, heads=2, hidden=32),
+    vision=VisionConfig(image_size=16, patch_size=4, width=16, depth=1, heads=2, hidden=32),
+    text=TextConfig(context_length=6, vocab_size=50, width=16, depth=1, heads=2, hidden=32),
     init_logit_bias=-10.0,
 )
 STAGE = StageConfig(
     samples=1600,
     batch_size=16,
     image_size=16,
-    image_reduction="random",
-    keep_patches=9,
     text_length=6,
-    text_reduction="syntax",
-    augment=AugmentConfig(jitter=0.4),
     optim=OptimConfig(learning_rate=1e-3, warmup_steps=10),
     logit_scale_max=100.0,
 )
@@ -53,9 +49,9 @@ def _start(config, stage, mesh):
     return replicate(state, mesh), make_train_step(stage, schedule, optimizer, mesh)
 
 
-def _run(stage, num_devices, steps):
+def _run(stage, num_devices, steps, config=MODEL):
     mesh = make_mesh(jax.devices()[:num_devices])
-    state, step = _start(MODEL, stage, mesh)
+    state, step = _start(config, stage, mesh)
     history = []
     for seed in range(steps):
         state, metrics = step(state, to_global(_batch(seed), mesh))
@@ -65,11 +61,18 @@ def _run(stage, num_devices, steps):
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_one_and_eight_devices_make_the_same_model(loss):
-    stage = dataclasses.replace(STAGE, loss=loss)
-    one, one_history = _run(stage, 1, steps=4)
-    eight, eight_history = _run(stage, 8, steps=4)
-    # Adam divides by the root of the second moment: where a gradient is rounding noise (a key bias has none in exact
-    # arithmetic), noise decides the update. Rates here are at most 4e-4 per step.
+    """With all that is drawn at random in a step, by rows of the whole batch: colours, patches, tokens, skipped blocks."""
+    stage = dataclasses.replace(
+        STAGE,
+        loss=loss,
+        image_reduction="random",
+        keep_patches=9,
+        text_reduction="random",
+        augment=AugmentConfig(jitter=0.4) if loss == "softmax" else AugmentConfig(),
+    )
+    config = dataclasses.replace(MODEL, vision=dataclasses.replace(MODEL.vision, drop_path=0.3))
+    one, one_history = _run(stage, 1, steps=4, config=config)
+    eight, eight_history = _run(stage, 8, steps=4, config=config)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
     for a, b in zip(one_history, eight_history, strict=True):
@@ -78,9 +81,7 @@ def test_one_and_eight_devices_make_the_same_model(loss):
 
 def test_the_loss_falls_on_a_batch_that_repeats():
     mesh = make_mesh(jax.devices()[:1])
-    stage = dataclasses.replace(STAGE, image_reduction="none", keep_patches=0, augment=AugmentConfig())
-    config = dataclasses.replace(MODEL, vision=dataclasses.replace(MODEL.vision, drop_path=0.0))
-    state, step = _start(config, stage, mesh)
+    state, step = _start(MODEL, STAGE, mesh)
     losses = []
     for _ in range(30):
         state, metrics = step(state, to_global(_batch(), mesh))
