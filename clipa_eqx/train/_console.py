@@ -52,4 +52,4 @@ class LiveLine:
 
     def note(self, text: str) -> None:
         """A line of its own, above the bar."""
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
