@@ -35,7 +35,7 @@ class Demo:
 
     directory: Annotated[Path, tyro.conf.Positional] = Path("runs/demo")
     """Where the world, the run, result.json and report.html go."""
-    pairs: int = 60_000
+    pairs: int = 100_000
     """Training pairs to draw."""
     compare: bool = False
     """Also train the same model on full tokens only until it is as accurate, and report the compute saved."""
@@ -77,7 +77,9 @@ class Demo:
         world = self.directory / "world"
         config = run_config(
             get_recipe("world-tiny"),
-            data=DataConfig(train=str(world / "train"), tokenizer=str(self.directory / "tokenizer")),
+            data=DataConfig(
+                train=str(world / "train"), tokenizer=str(self.directory / "tokenizer"), caption_tokens=24
+            ),
             seed=self.seed,
         )
         evaluation = dataclasses.replace(
