@@ -12,7 +12,9 @@ WORD_END = "</w>"
 _BOUNDS = (("<|startoftext|>", "<|endoftext|>"), ("<start_of_text>", "<end_of_text>"))
 _CLIP_MERGES = 49152 - 256 - 2
 """open_clip's file lists more merges than CLIP uses: 512 byte symbols + 48894 merges + 2 bounds = 49408 ids."""
-_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+# Python's `regex`, which OpenAI and open_clip use, ignores case: a long s counts as s, and the combining iota U+0345 as
+# a letter that is then none.
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}\x{345}]+"
 
 Merge = tuple[str, str]
 
@@ -20,8 +22,8 @@ Merge = tuple[str, str]
 def build_byte_pair(vocab: dict[str, int], merges: list[Merge]) -> FastTokenizer:
     """CLIP's lower-cased byte-pair tokenizer (Radford et al., arXiv 2103.00020, simple_tokenizer.py).
 
-    It does what Hugging Face's fast CLIP tokenizer does. OpenAI's and open_clip's also repair broken Unicode (ftfy) and
-    resolve HTML entities first; the ids of plain text are the same.
+    It does what Hugging Face's fast CLIP tokenizer does. OpenAI's and open_clip's also repair the text first, see
+    `repair_text`; the ids of plain text are the same.
 
     Args:
         vocab: id of each piece; the last piece of a word ends in `</w>`.

@@ -14,6 +14,7 @@ from tokenizers import models, Tokenizer as FastTokenizer
 from .._checks import check_at_least, check_choice
 from ..config import config_from_json
 from ._byte_pair import build_byte_pair, read_open_clip_merges, read_vocab_and_merges
+from ._cleaning import join_surrogates, repair_text
 from ._word_piece import build_word_piece, PAD, read_vocab_txt, SEPARATOR, train_word_pieces
 
 
@@ -42,6 +43,8 @@ class Tokenizer:
     """Id that begins every text: `[CLS]` or the start token."""
     end_id: int | None
     """Id that ends every text; None with kind wordpiece."""
+    repair: bool = False
+    """Repair broken Unicode and resolve HTML entities first, as OpenAI's CLIP and open_clip do; CLIPA-JAX does not."""
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, TokenizerKind)
@@ -57,7 +60,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled fast tokenizer forgets encode_special_tokens; building anew sets it.
-        return type(self), (self.fast, self.kind, self.pad_id, self.start_id, self.end_id)
+        return type(self), (self.fast, self.kind, self.pad_id, self.start_id, self.end_id, self.repair)
 
     @property
     def vocab_size(self) -> int:
@@ -91,8 +94,28 @@ class Tokenizer:
         return np.array([len(pieces) + bounds for pieces in self._pieces(captions, 100_000)], np.int32)
 
     def _pieces(self, captions: Sequence[str], most_characters: int) -> Iterator[list[int]]:
-        texts = [clean_text(caption[:most_characters]) for caption in captions]
-        return (encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False))
+        texts = [join_surrogates(caption[:most_characters]) for caption in captions]
+        if self.repair:
+            texts = [repair_text(text) for text in texts]
+        if self._lowers:
+            texts = [text.lower() for text in texts]
+        return (encoding.ids for encoding in self._splitter.encode_batch_fast(texts, add_special_tokens=False))
+
+    @property
+    def _lowers(self) -> bool:
+        """Whether Python lower-cases, which knows the final sigma; the fast tokenizer lower-cases letter by letter."""
+        return self.repair and self.kind == "byte_pair"
+
+    @functools.cached_property
+    def _splitter(self) -> FastTokenizer:
+        if not self._lowers:
+            return self.fast
+        # The stored rules compose characters (NFC), as Hugging Face does; open_clip leaves those that came out of HTML
+        # entities as they are.
+        splitter = FastTokenizer.from_str(self.fast.to_str())
+        splitter.normalizer = None
+        splitter.encode_special_tokens = True
+        return splitter
 
     def tokens(self) -> list[str]:
         """The piece of each id, as the vocabulary spells it; empty where an id has none."""
@@ -116,7 +139,8 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.fast.save(str(directory / _FAST_FILE))
-        settings = {"kind": self.kind, "pad_id": self.pad_id, "start_id": self.start_id, "end_id": self.end_id}
+        names = ("kind", "pad_id", "start_id", "end_id", "repair")
+        settings = {name: getattr(self, name) for name in names}
         (directory / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -128,6 +152,7 @@ class _Settings:
     pad_id: int | None = None
     start_id: int | None = None
     end_id: int | None = None
+    repair: bool | None = None
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
@@ -136,7 +161,9 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     In a folder `tokenizer.json` comes first, then `vocab.txt`, then `vocab.json` with `merges.txt`, then
     `bpe_simple_vocab_16e6.txt.gz`. A `vocab.txt` is read as CLIPA does: `[CLS]` and pieces, no `[SEP]`. A
     `clipa_tokenizer.json` beside it with `{"kind": "wordpiece_sep"}` chooses Hugging Face's form. In a
-    `tokenizer.json` the file's own template decides. Byte pairs are padded with 0, as OpenAI and open_clip do.
+    `tokenizer.json` the file's own template decides. Byte pairs are padded with 0 and repair their texts, as OpenAI and
+    open_clip do; `"repair": false` keeps Hugging Face's form, which does not repair. open_clip reads captions for its
+    CLIPA models with `{"kind": "wordpiece_sep", "end_id": 0, "repair": true}`.
 
     Args:
         path: a `vocab.txt`, a `tokenizer.json`, a `.txt.gz` list of merges, or a folder with one of the above.
@@ -179,18 +206,9 @@ def train_tokenizer(
     """
     check_at_least("vocab_size", vocab_size, 16)
     check_choice("kind", kind, Literal["wordpiece", "wordpiece_sep"])
-    vocab = train_word_pieces((clean_text(caption) for caption in captions), vocab_size)
+    vocab = train_word_pieces((join_surrogates(caption) for caption in captions), vocab_size)
     fast = build_word_piece(vocab, separator=kind == "wordpiece_sep")
     return _wrap(fast, _Settings(kind), Path("trained"))
-
-
-def clean_text(text: str) -> str:
-    """`text` with surrogates joined to characters where they pair up, and replaced by U+FFFD where they do not."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _find_vocabulary(directory: Path) -> Path:
@@ -251,4 +269,5 @@ def _wrap(fast: FastTokenizer, settings: _Settings, source: Path) -> Tokenizer:
         pad_id=pad if settings.pad_id is None else settings.pad_id,
         start_id=bounds[0] if settings.start_id is None else settings.start_id,
         end_id=end if settings.end_id is None else settings.end_id,
+        repair=kind == "byte_pair" if settings.repair is None else settings.repair,
     )

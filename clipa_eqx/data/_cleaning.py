@@ -1,0 +1,39 @@
+"""What is done to a caption before it is split into pieces."""
+
+import functools
+import html
+import importlib.util
+import unicodedata
+from collections.abc import Callable
+
+
+def join_surrogates(text: str) -> str:
+    """`text` with surrogates joined to characters where they pair up, and replaced by U+FFFD where they do not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def repair_text(text: str) -> str:
+    """`text` with broken Unicode repaired, HTML entities resolved, and each run of white space made one blank.
+
+    Source: OpenAI's CLIP (simple_tokenizer.py) and open_clip (tokenizer.py), which train on captions cleaned so. Broken
+    Unicode is repaired by ftfy, which also straightens curly quotes and takes ligatures and full-width letters apart.
+    Where ftfy is not installed (extra `text`), characters are composed (NFC) and nothing else is repaired: ids of
+    plain ASCII are the same, others may differ. Entities are resolved twice, because captions are often escaped twice.
+    """
+    # Most captions: nothing in them could change.
+    if not (text.isascii() and text.isprintable() and "&" not in text):
+        text = html.unescape(html.unescape(_unicode_repair()(text)))
+    return " ".join(text.split())
+
+
+@functools.cache
+def _unicode_repair() -> Callable[[str], str]:
+    if importlib.util.find_spec("ftfy") is None:
+        return functools.partial(unicodedata.normalize, "NFC")
+    import ftfy  # pyright: ignore[reportMissingImports]
+
+    return ftfy.fix_text
