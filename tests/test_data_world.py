@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clipa_eqx.config import DataConfig
+from clipa_eqx.data import open_classification, open_pairs, open_retrieval
 from clipa_eqx.data.world import make_world
 from clipa_eqx.data.world._scene import COLORS, SHAPES, SIZES, TEXTURES
 
@@ -124,6 +126,21 @@ def test_retrieval_captions_name_every_object(world):
         for caption in captions:
             assert sum(word in SHAPES for word in caption.split()) >= 2
             assert sum(word in COLORS for word in caption.split()) >= 2
+
+
+def test_the_package_reads_what_it_wrote(tmp_path):
+    summary = make_world(tmp_path, **SMALL | {"pairs": 20})
+    pairs = open_pairs(DataConfig(train=str(tmp_path / "train")))
+    classification = open_classification(tmp_path / "classification")
+    retrieval = open_retrieval(tmp_path / "retrieval")
+    assert not pairs.skipped
+    assert not retrieval.skipped
+    assert (len(pairs), len(classification), len(retrieval)) == (20, 130, 12)
+    assert classification.class_names[classification.label(0)] == "red circle"
+    assert len(retrieval.captions(0)) == 5
+    assert summary.classes == len(classification.class_names)
+    with Image.open(io.BytesIO(pairs[0].image)) as picture:
+        assert picture.size == (32, 32)
 
 
 def test_pictures_show_the_color_that_their_class_names(world):
