@@ -21,8 +21,8 @@ pytest.importorskip("ftfy")
 LATIN = """
 a the of on in photo picture man woman dog's running beach sunset red BLUE New York iPhone 7 2019 mm f/2.8 don't we'll
 they'VE I'm it'd café naïve façade Ångström Zürich coöperate ŁÓDŹ İstanbul ıslak straße ẞ été e\u0301te\u0301 n\u0303
-'\u017fx 've! a\u0345b ﬁne ﬂow ½ ² Ⅷ ｆｕｌｌ１２ 's 't \\n \\x00 snake_case C++ 100% $9.99 --- *** ((( ]]] <b>bold</b> <br/>
-http://a.b/c?d=e&f=g user@mail.com #tag @you “quoted” ‘single’ dog’s – — … • © ® ™ € £ №
+'\u017fx 've! a\u0345b ﬁne ﬂow ½ ² Ⅷ ｆｕｌｌ１２ 's 't \\n \\x00 snake_case C++ 100% $9.99 --- *** ((( ]]]
+<b>bold</b> <br/> http://a.b/c?d=e&f=g user@mail.com #tag @you “quoted” ‘single’ dog’s – — … • © ® ™ € £ №
 """
 SCRIPTS = """
 ΟΔΟΣ Σίσυφος ΑΣ. Привет МИР שָׁלוֹם مرحبا بالعالم हिन्दी नमस्ते สวัสดี 中文 漢字かな交じり文 カタカナ 한국어 各国
