@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from clipa_eqx.config import (
-    AugmentConfig,
     CheckpointConfig,
     CLIPConfig,
     config_to_json,
@@ -91,7 +90,6 @@ def tiny_run(directory, **fields):
         keep_patches=4,
         text_length=5,
         text_reduction="syntax",
-        augment=AugmentConfig(jitter=0.4),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=2),
     )
     full = StageConfig(

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from helpers import tiny_run, write_config, write_shards, write_vocabulary, xla_flags
 
-from clipa_eqx.config import AugmentConfig
 from clipa_eqx.models import load_weights
 
 
@@ -39,9 +38,7 @@ def runs(tmp_path_factory):
     write_shards(directory / "train")
     write_vocabulary(directory / "vocab.txt")
     run = tiny_run(directory)
-    stage = dataclasses.replace(
-        run.stages[0], samples=20 * 16, image_reduction="random", augment=AugmentConfig(), text_reduction="random"
-    )
+    stage = dataclasses.replace(run.stages[0], samples=20 * 16, image_reduction="random", text_reduction="random")
     config = write_config(directory / "config.json", dataclasses.replace(run, stages=(stage,)))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -1,5 +1,6 @@
 """What README tells a newcomer to type works."""
 
+import dataclasses
 import re
 import shlex
 import tarfile
@@ -52,6 +53,7 @@ def workplace(tmp_path_factory):
         for number, picture in enumerate(_pictures(directory / "coco" / "test" / "00000.tar")):
             (directory / "imagenet" / name / f"{number}.jpg").write_bytes(picture)
     run = tiny_run(directory)
+    run = dataclasses.replace(run, stages=run.stages[1:])
     train(run, directory / "runs" / "b16", console=False)
     return directory
 

@@ -61,7 +61,7 @@ def _run(stage, num_devices, steps, config=MODEL):
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_one_and_eight_devices_make_the_same_model(loss):
-    """With all that is drawn at random in a step, by rows of the whole batch: colours, patches, tokens, skipped blocks."""
+    """With all that is drawn at random in a step: colours, patches, tokens, skipped blocks."""
     stage = dataclasses.replace(
         STAGE,
         loss=loss,
