@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +38,7 @@ class Encoder(NamedTuple):
     """Heads and their features are one axis, as on CLIPA's branch t5x."""
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         """The fields of a tower's config that the blocks decide."""
         return {"width": self.width, "depth": self.depth, "hidden": self.hidden, "heads": self.heads}
 
