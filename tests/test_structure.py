@@ -50,8 +50,6 @@ def _imported_parts(path):
 def test_imports_point_down(path):
     part = _part(path)
     allowed = EVERYTHING if part in ("__init__", "__main__", "cli") else MAY_IMPORT[part] | {part}
-    if len(path.relative_to(PACKAGE).parts) == 1:
-        allowed = allowed - {part}
     assert set(_imported_parts(path)) - {"__init__"} <= allowed
 
 
