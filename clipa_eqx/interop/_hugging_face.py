@@ -1,7 +1,6 @@
 """Hugging Face's CLIPModel and SiglipModel directories, both ways."""
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +10,13 @@ import safetensors.numpy
 
 from ..config import CLIPConfig
 from ..data import load_tokenizer, Tokenizer
-from ..models import CLIP, transfer
 from ._hugging_face_arrays import join_probe, open_weights, SplitProbe
 from ._hugging_face_config import kind_of, read_config, write_config
 from ._hugging_face_processor import read_processor, write_processor, write_tokenizer_config
 from ._mapping import export_arrays, import_arrays, joined, leading_axes, patch_torch, Rule, transposed
+from ._positions import with_position
 from ._pretrained import Pretrained
+from ._torch_rules import linear_rules, norm_rules
 
 
 _CONFIG, _PREPROCESSOR, _PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
@@ -82,7 +82,7 @@ def export_hugging_face(pretrained: Pretrained, directory: Path | str) -> None:
     """
     config = pretrained.config
     kind = kind_of(config)
-    arrays = export_arrays(_rules(config), _with_positions(pretrained.model))
+    arrays = export_arrays(_rules(config), with_position(pretrained.model, "frozen"))
     if kind == "siglip":
         arrays = join_probe(arrays)
     else:
@@ -109,11 +109,11 @@ def _rules(config: CLIPConfig) -> list[Rule]:
         ),
         Rule("vision.position", "vision_model.embeddings.position_embedding.weight", class_row=not sigmoid),
         *_block_rules("vision"),
-        *_norm_rules("vision.norm", "vision_model.post_layernorm"),
+        *norm_rules("vision.norm", "vision_model.post_layernorm"),
         Rule("text.embedding", "text_model.embeddings.token_embedding.weight"),
         Rule("text.position", "text_model.embeddings.position_embedding.weight"),
         *_block_rules("text"),
-        *_norm_rules("text.norm", "text_model.final_layer_norm"),
+        *norm_rules("text.norm", "text_model.final_layer_norm"),
         *(_siglip_rules() if sigmoid else _clip_rules()),
     ]
 
@@ -121,7 +121,7 @@ def _rules(config: CLIPConfig) -> list[Rule]:
 def _clip_rules() -> list[Rule]:
     return [
         Rule("vision.class_token", "vision_model.embeddings.class_embedding"),
-        *_norm_rules("vision.input_norm", "vision_model.pre_layrnorm"),
+        *norm_rules("vision.input_norm", "vision_model.pre_layrnorm"),
         Rule("vision.projection.weight", "visual_projection.weight", transposed),
         Rule("text.projection.weight", "text_projection.weight", transposed),
         Rule("logit_scale", "logit_scale"),
@@ -133,13 +133,13 @@ def _siglip_rules() -> list[Rule]:
     return [
         Rule("vision.patch.bias", "vision_model.embeddings.patch_embedding.bias"),
         Rule("vision.attention_pool.probe", f"{head}probe", leading_axes(2)),
-        *_linear_rules("vision.attention_pool.query", f"{head}attention.query"),
-        *_linear_rules("vision.attention_pool.key_value", f"{head}attention.key_value"),
-        *_linear_rules("vision.attention_pool.out", f"{head}attention.out_proj"),
-        *_norm_rules("vision.attention_pool.norm", f"{head}layernorm"),
-        *_linear_rules("vision.attention_pool.mlp.widen", f"{head}mlp.fc1"),
-        *_linear_rules("vision.attention_pool.mlp.narrow", f"{head}mlp.fc2"),
-        *_linear_rules("text.projection", "text_model.head"),
+        *linear_rules("vision.attention_pool.query", f"{head}attention.query"),
+        *linear_rules("vision.attention_pool.key_value", f"{head}attention.key_value"),
+        *linear_rules("vision.attention_pool.out", f"{head}attention.out_proj"),
+        *norm_rules("vision.attention_pool.norm", f"{head}layernorm"),
+        *linear_rules("vision.attention_pool.mlp.widen", f"{head}mlp.fc1"),
+        *linear_rules("vision.attention_pool.mlp.narrow", f"{head}mlp.fc2"),
+        *linear_rules("text.projection", "text_model.head"),
         Rule("logit_scale", "logit_scale", leading_axes(1)),
         Rule("logit_bias", "logit_bias", leading_axes(1)),
     ]
@@ -149,22 +149,14 @@ def _block_rules(tower: str) -> list[Rule]:
     ours, theirs = f"{tower}.stack.blocks", f"{tower}_model.encoder.layers.{{i}}"
     weights, biases = (tuple(f"{theirs}.self_attn.{part}_proj.{leaf}" for part in "qkv") for leaf in ("weight", "bias"))
     return [
-        *_norm_rules(f"{ours}.attention_norm", f"{theirs}.layer_norm1"),
+        *norm_rules(f"{ours}.attention_norm", f"{theirs}.layer_norm1"),
         Rule(f"{ours}.attention.qkv.weight", weights, joined(3, transposed)),
         Rule(f"{ours}.attention.qkv.bias", biases, joined(3)),
-        *_linear_rules(f"{ours}.attention.out", f"{theirs}.self_attn.out_proj"),
-        *_norm_rules(f"{ours}.mlp_norm", f"{theirs}.layer_norm2"),
-        *_linear_rules(f"{ours}.mlp.widen", f"{theirs}.mlp.fc1"),
-        *_linear_rules(f"{ours}.mlp.narrow", f"{theirs}.mlp.fc2"),
+        *linear_rules(f"{ours}.attention.out", f"{theirs}.self_attn.out_proj"),
+        *norm_rules(f"{ours}.mlp_norm", f"{theirs}.layer_norm2"),
+        *linear_rules(f"{ours}.mlp.widen", f"{theirs}.mlp.fc1"),
+        *linear_rules(f"{ours}.mlp.narrow", f"{theirs}.mlp.fc2"),
     ]
-
-
-def _linear_rules(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(f"{ours}.weight", f"{theirs}.weight", transposed), Rule(f"{ours}.bias", f"{theirs}.bias")]
-
-
-def _norm_rules(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(f"{ours}.scale", f"{theirs}.weight"), Rule(f"{ours}.bias", f"{theirs}.bias")]
 
 
 def _check_depth(config: CLIPConfig, arrays: int) -> None:
@@ -172,12 +164,6 @@ def _check_depth(config: CLIPConfig, arrays: int) -> None:
     for name, depth in (("vision_config", config.vision.depth), ("text_config", config.text.depth)):
         if depth > arrays:
             raise ValueError(f"{name}.num_hidden_layers={depth}, but the weights are {arrays} arrays.")
-
-
-def _with_positions(model: CLIP) -> CLIP:
-    """The same model with its image positions stored, if they were computed."""
-    vision = dataclasses.replace(model.config.vision, position="frozen")
-    return transfer(model, dataclasses.replace(model.config, vision=vision))
 
 
 def _read_tokenizer(root: Path) -> Tokenizer | None:
