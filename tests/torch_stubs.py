@@ -66,13 +66,18 @@ class CenterCrop:
         return image.crop((left, top, left + cols, top + rows))
 
 
-class ToTensor:
+def to_tensor(image):
     """A Pillow image as (channels, height, width) in [0, 1]."""
+    import torch
+
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+
+
+class ToTensor:
+    """`to_tensor` as a transform."""
 
     def __call__(self, image):
-        import torch
-
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        return to_tensor(image)
 
 
 class Normalize:
@@ -95,7 +100,7 @@ class RandomResizedCrop:
 
 _REAL = {
     kind.__name__: kind
-    for kind in (InterpolationMode, Compose, Resize, CenterCrop, ToTensor, Normalize, RandomResizedCrop)
+    for kind in (InterpolationMode, Compose, Resize, CenterCrop, to_tensor, ToTensor, Normalize, RandomResizedCrop)
 }
 
 

@@ -5,6 +5,7 @@ imports. So the two directions cannot disagree, and stacked arrays are filled in
 """
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from jaxtyping import PyTree
 
 from ..config import CLIPConfig, VisionConfig
 from ..models import CLIP, make_clip, VisionTower
+from ._arrays import Arrays
 
 
 Layout = Callable[[np.ndarray], tuple[np.ndarray, ...]]
@@ -173,12 +175,13 @@ def _filled(
 ) -> _T:
     leaves = {prefix + name: leaf for name, leaf in named_leaves(shapes).items()}
     _check_covered(rules, leaves)
+    # Nothing of a config's size is made before the file has been seen to hold as much.
     _check_names(rules, leaves, source, ignored)
+    _check_shapes(rules, leaves, source)
     arrays: dict[str, np.ndarray] = {}
     class_row = None
     for rule in rules:
-        shape = leaves[rule.ours].shape
-        array = _aligned((shape[0] + 1, *shape[1:]) if rule.class_row else shape)
+        array = _aligned(_stored_shape(rule, leaves))
         if rule.fill is not None:
             array[...] = rule.fill
         for name, view in _their_views(rule, array):
@@ -195,19 +198,12 @@ def _their_views(rule: Rule, array: np.ndarray) -> Iterator[tuple[str, np.ndarra
     """Pairs of their name and the part of our array that it stands for."""
     if not rule.names:
         return
-    per_block = "{i}" in rule.names[0]
-    for index, part in enumerate(array if per_block else [array]):
+    for index, part in enumerate(array if _per_block(rule) else [array]):
         for name, view in zip(rule.names, rule.layout(part), strict=True):
             yield name.replace("{i}", str(index)), view
 
 
 def _copy(view: np.ndarray, array: np.ndarray, name: str, rule: Rule) -> None:
-    # Scalars are stored as () by some and as (1,) by others.
-    if array.shape != view.shape and not array.size == view.size == 1:
-        raise ValueError(
-            f"{name} has shape {array.shape}, but {_part(rule.ours)} needs {view.shape}; "
-            "the weights belong to another config."
-        )
     # bfloat16 is no type of NumPy's own; it is the only foreign one that readers hand out.
     if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
         raise ValueError(f"{name} for {_part(rule.ours)} is {array.dtype}; weights must be floating-point numbers.")
@@ -236,7 +232,11 @@ def _check_names(
 ) -> None:
     expected: dict[str, str] = {}
     for rule in rules:
-        blocks = leaves[rule.ours].shape[0] if any("{i}" in name for name in rule.names) else 1
+        blocks = leaves[rule.ours].shape[0] if _per_block(rule) else 1
+        if blocks > len(source):
+            raise ValueError(
+                f"The weights do not fit the model: {blocks} blocks, but {len(source)} arrays in the file."
+            )
         expected |= {
             name.replace("{i}", str(index)): _part(rule.ours) for name in rule.names for index in range(blocks)
         }
@@ -249,6 +249,29 @@ def _check_names(
     if missing or unexpected:
         faults = [_listed("missing", missing), _listed("unexpected", unexpected)]
         raise ValueError(f"The weights do not fit the model: {'; '.join(filter(None, faults))}.")
+
+
+def _check_shapes(rules: Sequence[Rule], leaves: Mapping[str, Any], source: Mapping[str, np.ndarray]) -> None:
+    for rule in rules:
+        # Views of one number: shapes without memory.
+        ours = np.broadcast_to(np.float32(0), _stored_shape(rule, leaves))
+        for name, view in _their_views(rule, ours):
+            shape = source.shape(name) if isinstance(source, Arrays) else source[name].shape
+            # Scalars are stored as () by some and as (1,) by others.
+            if shape != view.shape and not math.prod(shape) == view.size == 1:
+                raise ValueError(
+                    f"{name} has shape {shape}, but {_part(rule.ours)} needs {view.shape}; "
+                    "the weights belong to another config."
+                )
+
+
+def _stored_shape(rule: Rule, leaves: Mapping[str, Any]) -> tuple[int, ...]:
+    shape = leaves[rule.ours].shape
+    return (shape[0] + 1, *shape[1:]) if rule.class_row else shape
+
+
+def _per_block(rule: Rule) -> bool:
+    return any("{i}" in name for name in rule.names)
 
 
 def _listed(what: str, names: Sequence[str], most: int = 6) -> str:

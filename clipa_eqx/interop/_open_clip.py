@@ -4,19 +4,19 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import safetensors.numpy
 
-from ..config import CLIPConfig, EvalResize, Interpolation, OPENAI_MEAN, OPENAI_STD, PixelTriple, VisionPosition
+from ..config import CLIPConfig, EvalResize, Interpolation, OPENAI_MEAN, OPENAI_STD, PixelTriple
 from ..data import load_tokenizer, Tokenizer
-from ..models import CLIP, transfer
 from ._arrays import Arrays, open_arrays
 from ._mapping import export_arrays, import_arrays, leading_axes, patch_torch, Rule, transposed
 from ._open_clip_config import Numerics, read_model_cfg, write_model_cfg
 from ._open_clip_names import named_config
+from ._positions import with_formula_where_equal, with_position
 from ._pretrained import Preprocess, Pretrained
+from ._torch_rules import linear_rules, norm_rules
 
 
 CONFIG_FILE = "open_clip_config.json"
@@ -62,9 +62,11 @@ def load_open_clip(
     config = read_model_cfg(model_cfg, arrays, numerics)
     preprocess, mean, std = _read_preprocess(values.get("preprocess_cfg"), config.vision.image_size)
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, pixel_mean=mean, pixel_std=std))
-    clip = import_arrays(_rules(config, _text_prefix(arrays)), arrays, config, ignored=_IGNORED)
+    # As a learned table, so that none of the size that the config claims is computed first.
+    learned = dataclasses.replace(config, vision=dataclasses.replace(config.vision, position="learned"))
+    clip = import_arrays(_rules(config, _text_prefix(arrays)), arrays, learned, ignored=_IGNORED)
     if config.vision.position == "frozen":
-        clip = _with_formula_where_equal(clip)
+        clip = with_formula_where_equal(with_position(clip, "frozen"))
     tokenizer = _read_tokenizer(root, model_cfg["text_cfg"], numerics) if root.is_dir() else None
     return Pretrained(clip, clip.config, preprocess, tokenizer)
 
@@ -85,7 +87,7 @@ def export_open_clip(pretrained: Pretrained, directory: Path | str) -> None:
     config = pretrained.config
     model_cfg = write_model_cfg(config)
     prefix = "text." if model_cfg.get("custom_text") else ""
-    arrays = export_arrays(_rules(config, prefix), _with_position(pretrained.model, "frozen"))
+    arrays = export_arrays(_rules(config, prefix), with_position(pretrained.model, "frozen"))
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     if pretrained.found_tokenizer is not None:
@@ -134,7 +136,7 @@ def _rules(config: CLIPConfig, text_prefix: str) -> list[Rule]:
         Rule("text.embedding", f"{text_prefix}token_embedding.weight"),
         Rule("text.position", f"{text_prefix}positional_embedding"),
         *_block_rules("text", f"{text_prefix}transformer.resblocks.{{i}}", bool(config.text.layer_scale)),
-        *_norm_rules("text.norm", f"{text_prefix}ln_final"),
+        *norm_rules("text.norm", f"{text_prefix}ln_final"),
         *_text_projection_rules(config, f"{text_prefix}text_projection"),
         Rule("logit_scale", "logit_scale"),
         *([] if config.init_logit_bias is None else [Rule("logit_bias", "logit_bias")]),
@@ -146,9 +148,9 @@ def _vision_rules(config: CLIPConfig) -> list[Rule]:
         Rule("vision.patch.weight", "visual.conv1.weight", patch_torch(config.vision.patch_size)),
         Rule("vision.class_token", "visual.class_embedding"),
         Rule("vision.position", "visual.positional_embedding", class_row=True),
-        *(_norm_rules("vision.input_norm", "visual.ln_pre") if config.vision.input_norm else []),
+        *(norm_rules("vision.input_norm", "visual.ln_pre") if config.vision.input_norm else []),
         *_block_rules("vision", "visual.transformer.resblocks.{i}", bool(config.vision.layer_scale)),
-        *_norm_rules("vision.norm", "visual.ln_post"),
+        *norm_rules("vision.norm", "visual.ln_post"),
         Rule("vision.projection.weight", "visual.proj"),
     ]
 
@@ -160,13 +162,13 @@ def _block_rules(tower: str, theirs: str, layer_scale: bool) -> list[Rule]:
         Rule(f"{ours}.mlp_scale", f"{theirs}.ls_2.gamma"),
     ]
     return [
-        *_norm_rules(f"{ours}.attention_norm", f"{theirs}.ln_1"),
+        *norm_rules(f"{ours}.attention_norm", f"{theirs}.ln_1"),
         Rule(f"{ours}.attention.qkv.weight", f"{theirs}.attn.in_proj_weight", transposed),
         Rule(f"{ours}.attention.qkv.bias", f"{theirs}.attn.in_proj_bias"),
-        *_linear_rules(f"{ours}.attention.out", f"{theirs}.attn.out_proj"),
-        *_norm_rules(f"{ours}.mlp_norm", f"{theirs}.ln_2"),
-        *_linear_rules(f"{ours}.mlp.widen", f"{theirs}.mlp.c_fc"),
-        *_linear_rules(f"{ours}.mlp.narrow", f"{theirs}.mlp.c_proj"),
+        *linear_rules(f"{ours}.attention.out", f"{theirs}.attn.out_proj"),
+        *norm_rules(f"{ours}.mlp_norm", f"{theirs}.ln_2"),
+        *linear_rules(f"{ours}.mlp.widen", f"{theirs}.mlp.c_fc"),
+        *linear_rules(f"{ours}.mlp.narrow", f"{theirs}.mlp.c_proj"),
         *(scales if layer_scale else []),
     ]
 
@@ -181,20 +183,20 @@ def _timm_rules(config: CLIPConfig) -> list[Rule]:
         Rule("vision.patch.weight", f"{trunk}.patch_embed.proj.weight", patch_torch(config.vision.patch_size)),
         Rule("vision.patch.bias", f"{trunk}.patch_embed.proj.bias"),
         Rule("vision.position", f"{trunk}.pos_embed", leading_axes(1)),
-        *_norm_rules(f"{ours}.attention_norm", f"{block}.norm1"),
-        *_linear_rules(f"{ours}.attention.qkv", f"{block}.attn.qkv"),
-        *_linear_rules(f"{ours}.attention.out", f"{block}.attn.proj"),
-        *_norm_rules(f"{ours}.mlp_norm", f"{block}.norm2"),
-        *_linear_rules(f"{ours}.mlp.widen", f"{block}.mlp.fc1"),
-        *_linear_rules(f"{ours}.mlp.narrow", f"{block}.mlp.fc2"),
-        *_norm_rules("vision.norm", f"{trunk}.norm"),
+        *norm_rules(f"{ours}.attention_norm", f"{block}.norm1"),
+        *linear_rules(f"{ours}.attention.qkv", f"{block}.attn.qkv"),
+        *linear_rules(f"{ours}.attention.out", f"{block}.attn.proj"),
+        *norm_rules(f"{ours}.mlp_norm", f"{block}.norm2"),
+        *linear_rules(f"{ours}.mlp.widen", f"{block}.mlp.fc1"),
+        *linear_rules(f"{ours}.mlp.narrow", f"{block}.mlp.fc2"),
+        *norm_rules("vision.norm", f"{trunk}.norm"),
         Rule("vision.attention_pool.probe", f"{pool}.latent", leading_axes(2)),
-        *_linear_rules("vision.attention_pool.query", f"{pool}.q"),
-        *_linear_rules("vision.attention_pool.key_value", f"{pool}.kv"),
-        *_linear_rules("vision.attention_pool.out", f"{pool}.proj"),
-        *_norm_rules("vision.attention_pool.norm", f"{pool}.norm"),
-        *_linear_rules("vision.attention_pool.mlp.widen", f"{pool}.mlp.fc1"),
-        *_linear_rules("vision.attention_pool.mlp.narrow", f"{pool}.mlp.fc2"),
+        *linear_rules("vision.attention_pool.query", f"{pool}.q"),
+        *linear_rules("vision.attention_pool.key_value", f"{pool}.kv"),
+        *linear_rules("vision.attention_pool.out", f"{pool}.proj"),
+        *norm_rules("vision.attention_pool.norm", f"{pool}.norm"),
+        *linear_rules("vision.attention_pool.mlp.widen", f"{pool}.mlp.fc1"),
+        *linear_rules("vision.attention_pool.mlp.narrow", f"{pool}.mlp.fc2"),
         *([] if config.vision.projection == "none" else projection),
     ]
 
@@ -203,33 +205,9 @@ def _text_projection_rules(config: CLIPConfig, theirs: str) -> list[Rule]:
     kinds = {
         "none": [],
         "linear": [Rule("text.projection.weight", theirs)],
-        "linear_bias": _linear_rules("text.projection", theirs),
+        "linear_bias": linear_rules("text.projection", theirs),
     }
     return kinds[config.text.projection]
-
-
-def _linear_rules(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(f"{ours}.weight", f"{theirs}.weight", transposed), Rule(f"{ours}.bias", f"{theirs}.bias")]
-
-
-def _norm_rules(ours: str, theirs: str) -> list[Rule]:
-    return [Rule(f"{ours}.scale", f"{theirs}.weight"), Rule(f"{ours}.bias", f"{theirs}.bias")]
-
-
-def _with_position(model: CLIP, position: VisionPosition) -> CLIP:
-    """The same model with its image positions in another form, on the same grid."""
-    vision = dataclasses.replace(model.config.vision, position=position)
-    return transfer(model, dataclasses.replace(model.config, vision=vision))
-
-
-def _with_formula_where_equal(model: CLIP) -> CLIP:
-    formulas: tuple[VisionPosition, ...] = ("sincos2d", "sincos2d_mae")
-    for formula in formulas:
-        computed = _with_position(model, formula)
-        table = _with_position(computed, "frozen").vision.position
-        if np.array_equal(cast(Any, table), cast(Any, model.vision.position)):
-            return computed
-    return model
 
 
 def _read_preprocess(values: Any, size: int) -> tuple[Preprocess, PixelTriple, PixelTriple]:

@@ -53,6 +53,10 @@ _NO_MATTER = {
 }
 
 
+_LARGEST = 10**7
+"""Larger than any size in an open_clip config; shapes made of several such numbers stay within 64 bits."""
+
+
 class _Fields:
     """A JSON object that is read field by field; what is left over is refused."""
 
@@ -66,7 +70,8 @@ class _Fields:
         value = self._values.pop(name, None)
         if value is None:
             return default
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if wrong or (isinstance(value, int) and abs(value) > _LARGEST):
             raise ValueError(f"{self._where}.{name} of an open_clip config cannot be {value!r}.")
         return value
 
