@@ -12,6 +12,7 @@ from ._data import Index, Inspect, MakeWorld, TrainTokenizer
 from ._demo import Demo
 from ._evaluate import Evaluate
 from ._train import Train
+from ._weights import Export, Import, Verify
 
 
 class Command(Protocol):
@@ -64,6 +65,9 @@ def _parse(arguments: Sequence[str]) -> Command:
         "demo": (Demo, "Make the built-in world, train a tiny CLIP on it in two stages, measure it."),
         "train": (Train, "Train a recipe, or a config of your own; start again to resume."),
         "evaluate": (Evaluate, "Measure a trained model: zero-shot classification and retrieval."),
+        "export": (Export, "Write a model for users of open_clip or Hugging Face."),
+        "import": (Import, "Read weights of open_clip or Hugging Face into a run directory."),
+        "verify": (Verify, "Check a model by stored embeddings, or by open_clip itself."),
         "data": (DataCommands, "Make, index and inspect data; train a tokenizer."),
     }
     if not arguments or arguments[0] not in commands:
