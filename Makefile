@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint docs bench clean
+.PHONY: demo test test-bridges lint docs bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## Make the built-in world, train a tiny CLIP in two stages, measure it
@@ -11,6 +11,9 @@ demo: $(VENV)/.installed  ## Make the built-in world, train a tiny CLIP in two s
 
 test: $(VENV)/.installed-test  ## The plain test run: no accelerator, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-bridges: $(VENV)/.installed-bridges  ## Weights and tokens against torch, transformers and open_clip, on the CPU
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_bridge_*.py
 
 lint: $(VENV)/.installed-test  ## Formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -30,6 +33,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[test,dev]" -c constraints.txt
+	touch $@
+
+# open_clip and timm ask for torchvision, whose build must match torch's; the tests stand in for what they import of it.
+$(VENV)/.installed-bridges: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet -e ".[test,torch]" transformers ftfy regex -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch timm -c constraints.txt
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed
