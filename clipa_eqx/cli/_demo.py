@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ._report import GalleryRow
 
 # Compute that the run on full tokens may spend, as multiples of the reduced run's, until it is as good.
-_BUDGETS = (1.5, 2.0, 3.0, 4.0)
+_BUDGETS = (1.5, 2.0, 3.0)
 
 # Steps between evaluations and checkpoints.
 _EVALUATE_EVERY = 200

@@ -7,11 +7,12 @@ from ._recipe import make_recipe, make_stage, Recipe
 # Clipping tames the steep start of so small a batch.
 _ADAM = OptimConfig(weight_decay=0.1, b1=0.9, b2=0.95, clip_norm=1.0)
 # Colour is part of what the captions say, and so is left and right: no jitter, no mirror, mild crops.
-_AUGMENT = AugmentConfig(crop_area_min=0.8)
+_AUGMENT = AugmentConfig(crop_area_min=0.9, crop_aspect_max=1.1)
 
 world_tiny: Recipe = make_recipe(
     "world-tiny",
     "A tiny CLIP on the built-in captioned scenes, few tokens first",
+    # Of CLIPA's form (class token, mean of patches, last text slot), so that open_clip can run the result.
     CLIPConfig(
         embed=64,
         # gelu_quick is the cheapest of the three on a CPU, where at this width it costs as much as a matrix product.
@@ -25,7 +26,6 @@ world_tiny: Recipe = make_recipe(
             # A grid of 3 x 3 says little about one of 6 x 6: a stored table is stretched, where coordinates that go on
             # beyond the smaller grid would be new to the model.
             position="frozen",
-            class_token=False,
             activation="gelu_quick",
         ),
         text=TextConfig(
@@ -35,8 +35,6 @@ world_tiny: Recipe = make_recipe(
             depth=2,
             heads=3,
             hidden=384,
-            pool="mean_real",
-            mask_padding=True,
             activation="gelu_quick",
         ),
     ),
