@@ -23,6 +23,7 @@ from clipa_eqx.interop import (
     export_open_clip,
     load_open_clip,
     load_pretrained,
+    open_arrays,
     Preprocess,
     Pretrained,
 )
@@ -174,6 +175,35 @@ def test_both_spellings_of_the_text_tower_load(text_name, tmp_path):
     )
     model = load_open_clip(tmp_path / "x.pt", model=CLIPA).model
     np.testing.assert_array_equal(model.text.norm.scale, theirs.ln_final.weight.detach().numpy())
+
+
+def test_pytorch_files_are_read_without_running_them(tmp_path):
+    arrays = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
+    torch.save(arrays, tmp_path / "new.pt")
+    torch.save({"state_dict": arrays, "epoch": 3}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
+    for name in ("new.pt", "old.bin"):
+        file = open_arrays(tmp_path / name)
+        assert list(file) == ["a", "b"]
+        assert (file.shape("a"), "c" in file) == ((2, 3), False)
+        np.testing.assert_array_equal(file["a"], arrays["a"].numpy())
+        np.testing.assert_array_equal(file["b"].astype(np.float32), [1.5, -2.0])
+
+    torch.save({"a": Bomb()}, tmp_path / "bomb.pt")
+    torch.save({"a": Bomb()}, tmp_path / "bomb.bin", _use_new_zipfile_serialization=False)
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "new.pt").read_bytes()[:-200])
+    (tmp_path / "text.pt").write_bytes(b"not a model")
+    torch.save([torch.zeros(2)], tmp_path / "list.pt")
+    torch.save({"a": 3}, tmp_path / "number.pt")
+    for name in ("bomb.pt", "bomb.bin", "cut.pt", "text.pt", "list.pt", "number.pt"):
+        with pytest.raises(ValueError, match=name):
+            open_arrays(tmp_path / name)
+
+
+class Bomb:
+    """Ends the process when it is unpickled."""
+
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('executed')",))
 
 
 TOWER = {"width": 48, "depth": 2, "heads": 12, "hidden": 179}

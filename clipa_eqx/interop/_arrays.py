@@ -17,6 +17,14 @@ class Arrays(Mapping[str, np.ndarray]):
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one array, without reading it. KeyError where there is none."""
 
+    def __contains__(self, name: object) -> bool:
+        # The inherited one would read the array.
+        try:
+            self.shape(str(name))
+        except KeyError:
+            return False
+        return True
+
 
 def open_arrays(path: Path | str) -> Arrays:
     """Open a weight file by its suffix.
@@ -157,7 +165,8 @@ class _Torch(Arrays):
     def __init__(self, path: Path) -> None:
         torch = _torch()
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files of PyTorch before 1.6 are no zip archives and cannot be mapped.
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         except Exception as error:  # damaged files raise a dozen classes, most of them bare RuntimeError
             raise ValueError(
                 f"{path} is not a PyTorch file of plain tensors, or is damaged: {str(error).splitlines()[0]}"

@@ -88,8 +88,6 @@ class Rule:
     """How the array changes; the default: not at all."""
     class_row: bool = False
     """Their table has a first row for the class token. On import it is added to the class token, on export it is 0."""
-    fill: float | None = None
-    """They have no such array (`theirs` is empty): ours is filled with this value, and must equal it on export."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -147,15 +145,13 @@ def export_arrays(rules: Sequence[Rule], model: CLIP) -> dict[str, np.ndarray]:
         model: the model.
 
     Raises:
-        ValueError: an array that they do not have is not the constant that stands for it.
+        ValueError: the rules do not name just the arrays that the model has.
     """
     leaves = named_leaves(model)
     _check_covered(rules, leaves)
     arrays: dict[str, np.ndarray] = {}
     for rule in rules:
         array = np.asarray(leaves[rule.ours], np.float32)
-        if rule.fill is not None and not np.all(array == rule.fill):
-            raise ValueError(f"{rule.ours} cannot be expressed there: its values must all be {rule.fill}.")
         if rule.class_row:
             array = np.concatenate([np.zeros_like(array[:1]), array])
         arrays |= {name: np.ascontiguousarray(view) for name, view in _their_views(rule, array)}
@@ -182,8 +178,6 @@ def _filled(
     class_row = None
     for rule in rules:
         array = _aligned(_stored_shape(rule, leaves))
-        if rule.fill is not None:
-            array[...] = rule.fill
         for name, view in _their_views(rule, array):
             _copy(view, source[name], name, rule)
         if rule.class_row:
@@ -196,8 +190,6 @@ def _filled(
 
 def _their_views(rule: Rule, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Pairs of their name and the part of our array that it stands for."""
-    if not rule.names:
-        return
     for index, part in enumerate(array if _per_block(rule) else [array]):
         for name, view in zip(rule.names, rule.layout(part), strict=True):
             yield name.replace("{i}", str(index)), view
