@@ -280,12 +280,12 @@ def learning_rate(step, *, peak, warmup, steps, first):
 def decays(name, array, decay_set):
     """Whether weight decay touches an array.
 
-    matrices: big_vision's pattern `.*/kernel`. all_but_norms: open_clip's, whatever has two or more dimensions; a
-    stacked array has one more here than its blocks have.
+    matrices: big_vision's pattern `.*/kernel`. all_but_norms: open_clip's, whatever has two or more dimensions in its
+    models, where blocks are not stacked and the probe has the shape (1, 1, dim).
     """
     if decay_set == "matrices":
         return name.endswith(".weight")
-    return array.ndim - (".blocks." in name) >= 2
+    return name.endswith(".probe") or array.ndim - (".blocks." in name) >= 2
 
 
 class AdamW:
