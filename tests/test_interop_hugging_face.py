@@ -17,6 +17,7 @@ from hugging_face_files import (
 )
 
 from clipa_eqx.interop._hugging_face import export_hugging_face, is_hugging_face, load_hugging_face
+from clipa_eqx.interop._hugging_face_config import read_config
 from clipa_eqx.models import presets
 
 
@@ -129,10 +130,8 @@ def test_fields_left_out_are_those_of_transformers(directory):
     (directory / "preprocessor_config.json").write_text("{}")
     with pytest.raises(ValueError, match="do not fit|belong to another config"):
         load_hugging_face(directory)
-    from clipa_eqx.interop._hugging_face_config import read_config
-
-    assert read_config(values, pad_id=0) == dataclasses.replace(presets["openai-vit-b-16"], init_logit_scale=2.6592)
-    siglip = read_config({"model_type": "siglip", "text_config": None}, pad_id=1)
+    assert read_config(values) == dataclasses.replace(presets["openai-vit-b-16"], init_logit_scale=2.6592)
+    siglip = read_config({"model_type": "siglip", "text_config": None})
     assert (siglip.vision.patch_size, siglip.text.context_length, siglip.text.pad_id) == (16, 64, 1)
     assert (siglip.init_logit_scale, siglip.init_logit_bias) == (math.log(10), -10)
 
@@ -181,12 +180,15 @@ def test_processor_config_is_read_where_the_older_file_lacks(directory):
         ("config.json", {"text_config__layer_norm_eps": "small"}, "layer_norm_eps must be a number"),
         ("config.json", {"text_config__hidden_size": True}, "hidden_size must be a whole number"),
         ("config.json", {"projection_dim": "12"}, "projection_dim must be a whole number"),
-        ("config.json", {"text_config__num_hidden_layers": 10**12}, "num_hidden_layers"),
+        ("config.json", {"text_config__num_hidden_layers": 10**12}, "1000000000000 blocks, but"),
+        ("config.json", {"vision_config__hidden_size": 2**40}, "belong to another config"),
+        ("config.json", {"text_config__vocab_size": 2**40}, "belong to another config"),
         ("config.json", {"vision_config__hidden_size": 32}, "belong to another config"),
         ("config.json", {"vision_config__num_hidden_layers": 1}, "unexpected vision_model.encoder.layers.1"),
         ("config.json", {"vision_config__num_hidden_layers": 3}, "missing vision_model.encoder.layers.2"),
         ("config.json", {"vision_config__patch_size": 5}, "image_size=24 is not a multiple of patch_size=5"),
         ("preprocessor_config.json", {"resample": 1}, "resample=1"),
+        ("preprocessor_config.json", {"image_processor": 3}, "image_processor must be a JSON object"),
         ("preprocessor_config.json", {"do_rescale": False}, "do_rescale=False"),
         ("preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "rescale_factor"),
         ("preprocessor_config.json", {"do_center_crop": False}, "shortest_edge"),
@@ -291,6 +293,6 @@ def test_arrays_that_do_not_fit_are_named(directory):
 def test_other_directories_are_not_taken(tmp_path):
     assert not is_hugging_face(tmp_path)
     assert not is_hugging_face(tmp_path / "none")
-    for text in ("[", "[]", '{"model": {}, "stages": []}', "\udcff"):
+    for text in ("[", "[" * 100_000, "[]", '{"model": {}, "stages": []}', "\udcff"):
         (tmp_path / "config.json").write_bytes(text.encode(errors="surrogateescape"))
         assert not is_hugging_face(tmp_path)

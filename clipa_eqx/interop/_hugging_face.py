@@ -28,7 +28,7 @@ def is_hugging_face(path: Path | str) -> bool:
     """Whether a directory is one of Hugging Face's: its `config.json` names a `model_type`."""
     try:
         values = json.loads((Path(path) / _CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and "model_type" in values
 
@@ -37,7 +37,8 @@ def load_hugging_face(path: Path | str) -> Pretrained:
     """Load a CLIPModel or SiglipModel with its preprocessing and its tokenizer.
 
     Weights of any floating type become float32. A CLIPModel whose config names `eos_token_id` 2, as early ones do,
-    pools where the ids are highest; here it pools at the highest id of the vocabulary, which ends every text.
+    pools where the ids are highest; here it pools at the highest id of the vocabulary, which ends every text. Byte
+    pairs repair broken texts first, as OpenAI's tokenizer does and transformers' does not; see `load_tokenizer`.
 
     Args:
         path: directory with `config.json`, `model.safetensors` or `pytorch_model.bin`, whole or in shards,
@@ -57,12 +58,11 @@ def load_hugging_face(path: Path | str) -> Pretrained:
     processor_file = next((file for file in named if file.is_file()), root / _PREPROCESSOR)
     processor_values = _read_json(processor_file)
     with _naming(processor_file):
-        preprocess, config = read_processor(processor_values.get("image_processor", processor_values), config)
+        preprocess, config = read_processor(processor_values, config)
     weights = open_weights(root)
     if config.init_logit_bias is not None:
         weights = SplitProbe(weights)
     with _naming(root):
-        _check_depth(config, len(weights))
         model = import_arrays(_rules(config), weights, config, ignored=_IGNORED)
     return Pretrained(model, config, preprocess, tokenizer)
 
@@ -86,6 +86,7 @@ def export_hugging_face(pretrained: Pretrained, directory: Path | str) -> None:
     if kind == "siglip":
         arrays = join_probe(arrays)
     else:
+        # CLIPModel has a number here, SiglipModel an array of one.
         arrays["logit_scale"] = arrays["logit_scale"].reshape(())
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
@@ -157,13 +158,6 @@ def _block_rules(tower: str) -> list[Rule]:
         *linear_rules(f"{ours}.mlp.widen", f"{theirs}.mlp.fc1"),
         *linear_rules(f"{ours}.mlp.narrow", f"{theirs}.mlp.fc2"),
     ]
-
-
-def _check_depth(config: CLIPConfig, arrays: int) -> None:
-    """A file that claims more blocks than it has arrays is refused before anything is made for each of them."""
-    for name, depth in (("vision_config", config.vision.depth), ("text_config", config.text.depth)):
-        if depth > arrays:
-            raise ValueError(f"{name}.num_hidden_layers={depth}, but the weights are {arrays} arrays.")
 
 
 def _read_tokenizer(root: Path) -> Tokenizer | None:

@@ -179,7 +179,8 @@ def _read_siglip(values: dict[str, Any], pad_id: int | None) -> CLIPConfig:
 def _section(values: dict[str, Any], kind: Kind, name: str) -> dict[str, Any]:
     defaults = (_VISION_DEFAULTS if name == "vision_config" else _TEXT_DEFAULTS)[kind]
     # Files of early transformers repeat a section under a second name, which then counts instead of the first.
-    section = values.get(f"{name}_dict") or values.get(name) or {}
+    section = values.get(f"{name}_dict")
+    section = (values.get(name) or {}) if section is None else section
     if not isinstance(section, dict):
         raise ValueError(f"{name} must be a JSON object, got {section!r}.")
     fields = {field: section.get(field, default) for field, default in defaults.items()}

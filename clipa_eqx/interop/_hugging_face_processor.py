@@ -18,7 +18,7 @@ def read_processor(values: dict[str, Any], config: CLIPConfig) -> tuple[Preproce
     """What a `preprocessor_config.json` says; fields that it leaves out are those of the model's kind.
 
     Args:
-        values: the JSON object.
+        values: the JSON object, or that of a `processor_config.json`, which has it as its `image_processor`.
         config: the model that it belongs to.
 
     Returns:
@@ -27,6 +27,9 @@ def read_processor(values: dict[str, Any], config: CLIPConfig) -> tuple[Preproce
     Raises:
         ValueError: a step that this package does not do, or a size that the model does not take.
     """
+    values = values.get("image_processor", values)
+    if not isinstance(values, dict):
+        raise ValueError(f"image_processor must be a JSON object, got {values!r}.")
     values = {name: value for name, value in values.items() if value is not None}
     kernel = values.get("resample", 3)
     if kernel not in _KERNELS:
