@@ -62,12 +62,6 @@ MODELS = {
         "vision_cfg": {**VISION, "mlp_ratio": 4.9231, "ls_init_value": 0.1},
         "text_cfg": {**TEXT, "layers": 1},
     },
-    "metaclip": {
-        "embed_dim": 32,
-        "custom_text": True,
-        "vision_cfg": {**VISION, "pool_type": "avg"},
-        "text_cfg": {**TEXT, "pool_type": "eos", "eos_id": 7, "proj_type": "linear", "proj_bias": True},
-    },
     "siglip": {
         "embed_dim": 48,
         "custom_text": True,

@@ -66,11 +66,12 @@ def text(**fields):
 @pytest.mark.parametrize("name", presets)
 def test_presets_come_back_exactly(name, tmp_path):
     config = presets[name]
-    shallow = {"depth": 1, "hidden": 8 * config.vision.heads}
+    heads = config.vision.heads, config.text.heads
+    narrow, thin = ({"depth": 2, "width": 16 * count, "hidden": 8 * count} for count in heads)
     config = dataclasses.replace(
         config,
-        vision=dataclasses.replace(config.vision, **shallow),
-        text=dataclasses.replace(config.text, depth=1, hidden=96, vocab_size=90, end_id=min(config.text.end_id, 89)),
+        vision=dataclasses.replace(config.vision, **narrow),
+        text=dataclasses.replace(config.text, **thin, vocab_size=90, end_id=min(config.text.end_id, 89)),
     )
     ours = pretrained(config)
     export_open_clip(ours, tmp_path)
