@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 
 import jax
 import numpy as np
@@ -19,8 +20,8 @@ from hugging_face_files import (
 from PIL import Image
 
 from clipa_eqx.data import eval_image
-from clipa_eqx.interop import Preprocess
-from clipa_eqx.interop._hugging_face import export_hugging_face, is_hugging_face, load_hugging_face
+from clipa_eqx.interop import export_hugging_face, load_hugging_face, Preprocess
+from clipa_eqx.interop._hugging_face import is_hugging_face
 from clipa_eqx.interop._hugging_face_processor import write_processor
 
 
@@ -151,11 +152,31 @@ def test_shards_halves_and_torch_files_load(tmp_path, kind):
     assert_same_embeddings(rounded, live.float(), whole.config)
 
 
+class Bomb:
+    """Unpickled, it makes a directory."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_bomb_does_not_go_off(tmp_path):
+    directory = save_live(make_live("clip"), "clip", tmp_path / "live")
+    (directory / "model.safetensors").unlink()
+    torch.save({"logit_scale": Bomb(tmp_path / "crater")}, directory / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is not a PyTorch file of plain tensors"):
+        load_hugging_face(directory)
+    assert not (tmp_path / "crater").exists()
+
+
 @pytest.mark.parametrize(
-    ("config", "name"), [(CLIP_FORM, "CLIPModel"), (SIGLIP_FORM, "SiglipModel")], ids=["clip", "siglip"]
+    ("config", "position", "name"),
+    [(CLIP_FORM, "sincos2d", "CLIPModel"), (SIGLIP_FORM, "learned", "SiglipModel")],
+    ids=["clip", "siglip"],
 )
-@pytest.mark.parametrize("position", ["learned", "sincos2d"])
-def test_exported_models_embed_alike(tmp_path, config, name, position):
+def test_exported_models_embed_alike(tmp_path, config, position, name):
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, position=position))
     pretrained = tiny_pretrained(config, write_byte_pair(tmp_path / "bpe"))
     export_hugging_face(pretrained, tmp_path / "exported")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import safetensors.numpy
 from torch_stubs import import_open_clip
 
 from clipa_eqx.config import CLIPConfig, TextConfig, VisionConfig
-from clipa_eqx.interop._image_tower import load_image_tower
+from clipa_eqx.interop import load_image_tower
 from clipa_eqx.models import make_clip
 
 
@@ -45,11 +46,13 @@ def make_live(image_size=24, **options):
 
 
 def make_model(**fields):
-    """A model whose projection changes nothing, so that its image embedding is the pooled feature."""
+    """A model of zeros that has no image projection, so that its image embedding is the pooled feature."""
     vision = VisionConfig(image_size=24, patch_size=8, width=32, depth=2, heads=4, hidden=96, activation="gelu")
     vision = dataclasses.replace(vision, **{"position": "learned", "patch_bias": True, "projection": "none", **fields})
     text = TextConfig(context_length=4, vocab_size=8, width=8, depth=1, heads=1, hidden=8)
-    return make_clip(CLIPConfig(embed=32, vision=vision, text=text), key=jax.random.key(0))
+    config = CLIPConfig(embed=32, vision=vision, text=text)
+    shapes = eqx.filter_eval_shape(make_clip, config, key=jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
 
 
 def assert_same_features(model, live):

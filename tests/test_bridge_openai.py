@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_bridge_hugging_face import assert_same_embeddings, make_live
 
-from clipa_eqx.interop._openai import load_openai
+from clipa_eqx.interop import load_openai
 
 
 torch = pytest.importorskip("torch")

@@ -16,7 +16,8 @@ from hugging_face_files import (
     write_byte_pair,
 )
 
-from clipa_eqx.interop._hugging_face import export_hugging_face, is_hugging_face, load_hugging_face
+from clipa_eqx.interop import export_hugging_face, load_hugging_face
+from clipa_eqx.interop._hugging_face import is_hugging_face
 from clipa_eqx.interop._hugging_face_config import read_config
 from clipa_eqx.models import presets
 

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from clipa_eqx.config import CLIPConfig, TextConfig, VisionConfig
-from clipa_eqx.interop._image_tower import load_image_tower
+from clipa_eqx.interop import load_image_tower
 from clipa_eqx.models import make_clip, with_execution
 from clipa_eqx.nn import sincos_2d_mae
 
