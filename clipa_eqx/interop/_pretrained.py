@@ -1,10 +1,8 @@
 """A model with all that it needs to be used: its preprocessing and its tokenizer."""
 
-import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
 
 from ..config import (
     CLIPConfig,
@@ -18,13 +16,6 @@ from ..config import (
 )
 from ..data import load_tokenizer, Tokenizer
 from ..models import CLIP, load_weights, save_weights
-
-
-if TYPE_CHECKING:
-    from ._open_clip_config import Numerics
-
-_HUB_PREFIX = "hf-hub:"
-_HUB_TEXTS = ["*.json", "*.txt", "*.txt.gz"]
 
 
 @dataclass(frozen=True)
@@ -64,32 +55,6 @@ class Pretrained:
         return self.found_tokenizer
 
 
-def load_pretrained(path: Path | str, *, numerics: "Numerics" = "open_clip") -> Pretrained:
-    """Load a model from what a directory holds: a finished run, an open_clip model, or a Hugging Face model.
-
-    Args:
-        path: the directory, or `hf-hub:org/name` for one of the hub's, which needs the extra `hub`.
-        numerics: for open_clip directories: `open_clip` computes as open_clip does, `as_trained` as CLIPA's and
-            SigLIP's own code did (tanh GELU, epsilon 1e-6, CLIPA's tokens).
-
-    Raises:
-        FileNotFoundError: the directory or one of its files is missing.
-        ValueError: a file is damaged, does not fit the others, or describes a model that this package lacks.
-        ImportError: an extra is needed and not installed.
-    """
-    name = str(path)
-    root = _download(name.removeprefix(_HUB_PREFIX)) if name.startswith(_HUB_PREFIX) else Path(path)
-    # These two need this module's classes.
-    from ._hugging_face import is_hugging_face, load_hugging_face
-    from ._open_clip import CONFIG_FILE, load_open_clip
-
-    if (root / CONFIG_FILE).is_file():
-        return load_open_clip(root, numerics=numerics)
-    if is_hugging_face(root):
-        return load_hugging_face(root)
-    return _load_run(root)
-
-
 def save_pretrained(pretrained: Pretrained, directory: Path | str) -> None:
     """Write a model in the form of a finished run, which `load_pretrained` and `clipa evaluate` read.
 
@@ -113,7 +78,13 @@ def save_pretrained(pretrained: Pretrained, directory: Path | str) -> None:
     (root / "config.json").write_text(json.dumps(config_to_json(run), indent=2) + "\n", encoding="utf-8")
 
 
-def _load_run(root: Path) -> Pretrained:
+def load_run(root: Path) -> Pretrained:
+    """Load the model of a finished run.
+
+    Raises:
+        FileNotFoundError: a file is missing; most often the run has not finished.
+        ValueError: a file is damaged, or does not fit the others.
+    """
     if not (root / "config.json").is_file():
         raise FileNotFoundError(
             f"{root} is not a run directory: it has no config.json. Nor is it one of open_clip's, with an "
@@ -132,22 +103,3 @@ def _load_run(root: Path) -> Pretrained:
     )
     tokenizer = load_tokenizer(root / "tokenizer") if (root / "tokenizer").is_dir() else None
     return Pretrained(model, model.config, preprocess, tokenizer)
-
-
-def _download(name: str) -> Path:
-    """Fetch a model of the hub: its small files and one form of its weights."""
-    hub = _hub()
-    from ._open_clip import WEIGHT_FILES
-
-    safe = [file for file in WEIGHT_FILES if file.endswith(".safetensors")]
-    root = Path(hub.snapshot_download(name, allow_patterns=[*_HUB_TEXTS, *safe]))
-    if not any((root / file).is_file() for file in safe):
-        root = Path(hub.snapshot_download(name, allow_patterns=[*_HUB_TEXTS, *WEIGHT_FILES]))
-    return root
-
-
-def _hub() -> Any:
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise ImportError("Names of the hub need huggingface_hub: pip install 'clipa_eqx[hub]'.") from error

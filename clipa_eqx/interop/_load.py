@@ -1,0 +1,56 @@
+"""Loading by path or name, whatever form the weights have."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from ._hugging_face import is_hugging_face, load_hugging_face
+from ._open_clip import CONFIG_FILE, load_open_clip, WEIGHT_FILES
+from ._open_clip_config import Numerics
+from ._pretrained import load_run, Pretrained
+
+
+_HUB_PREFIX = "hf-hub:"
+_HUB_TEXTS = ["*.json", "*.txt", "*.txt.gz"]
+# Weights in several files, as Hugging Face splits them.
+_HUB_SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
+
+
+def load_pretrained(path: Path | str, *, numerics: Numerics = "open_clip") -> Pretrained:
+    """Load a model from what a directory holds: a finished run, an open_clip model, or a Hugging Face model.
+
+    Args:
+        path: the directory, or `hf-hub:org/name` for one of the hub's, which needs the extra `hub`.
+        numerics: for open_clip directories: `open_clip` computes as open_clip does, `as_trained` as CLIPA's and
+            SigLIP's own code did (tanh GELU, epsilon 1e-6, CLIPA's tokens).
+
+    Raises:
+        FileNotFoundError: the directory or one of its files is missing.
+        ValueError: a file is damaged, does not fit the others, or describes a model that this package lacks.
+        ImportError: an extra is needed and not installed.
+    """
+    name = str(path)
+    root = _download(name.removeprefix(_HUB_PREFIX)) if name.startswith(_HUB_PREFIX) else Path(path)
+    if (root / CONFIG_FILE).is_file():
+        return load_open_clip(root, numerics=numerics)
+    if is_hugging_face(root):
+        return load_hugging_face(root)
+    return load_run(root)
+
+
+def _download(name: str) -> Path:
+    """Fetch a model of the hub: its small files and one form of its weights."""
+    hub = _hub()
+    weights = (*WEIGHT_FILES, *_HUB_SHARDS)
+    safe = [pattern for pattern in weights if pattern.endswith(".safetensors")]
+    root = Path(hub.snapshot_download(name, allow_patterns=[*_HUB_TEXTS, *safe]))
+    if not any(any(root.glob(pattern)) for pattern in safe):
+        root = Path(hub.snapshot_download(name, allow_patterns=[*_HUB_TEXTS, *weights]))
+    return root
+
+
+def _hub() -> Any:
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise ImportError("Names of the hub need huggingface_hub: pip install 'clipa_eqx[hub]'.") from error
