@@ -16,7 +16,6 @@ from clipa_eqx.data import load_tokenizer, Tokenizer, train_tokenizer
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("torch")
-pytest.importorskip("ftfy")
 
 LATIN = """
 a the of on in photo picture man woman dog's running beach sunset red BLUE New York iPhone 7 2019 mm f/2.8 don't we'll

@@ -51,13 +51,13 @@ def test_evaluation_pictures_equal_torchvision_s(interpolation):
 
 
 def test_captions_are_repaired_before_they_are_split():
-    """What holds with ftfy and without it."""
     assert repair_text("plain words, 100%") == "plain words, 100%"
     assert repair_text(" two\t\nlines  ") == "two lines"
     assert repair_text("salt &amp; pepper &lt;3") == "salt & pepper <3"
     assert repair_text("&amp;eacute; &#233; &#xE9; &foo;") == "é é é &foo;"
     assert repair_text("cafe\u0301") == "café"
     assert repair_text("a\u3000b\xa0c&nbsp;d") == "a b c d"
+    assert repair_text("\u201ccurly\u201d doesn\u2019t") == '"curly" doesn\'t'
     assert repair_text("") == repair_text("&nbsp; ") == ""
 
 

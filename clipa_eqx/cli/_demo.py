@@ -77,9 +77,7 @@ class Demo:
         world = self.directory / "world"
         config = run_config(
             get_recipe("world-tiny"),
-            data=DataConfig(
-                train=str(world / "train"), tokenizer=str(self.directory / "tokenizer"), caption_tokens=24
-            ),
+            data=DataConfig(train=str(world / "train"), tokenizer=str(self.directory / "tokenizer"), caption_tokens=24),
             seed=self.seed,
         )
         evaluation = dataclasses.replace(

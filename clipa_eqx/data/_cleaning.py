@@ -1,10 +1,6 @@
 """What is done to a caption before it is split into pieces."""
 
-import functools
 import html
-import importlib.util
-import unicodedata
-from collections.abc import Callable
 
 
 def join_surrogates(text: str) -> str:
@@ -21,19 +17,12 @@ def repair_text(text: str) -> str:
 
     Source: OpenAI's CLIP (simple_tokenizer.py) and open_clip (tokenizer.py), which train on captions cleaned so. Broken
     Unicode is repaired by ftfy, which also straightens curly quotes and takes ligatures and full-width letters apart.
-    Where ftfy is not installed (extra `text`), characters are composed (NFC) and nothing else is repaired: ids of
-    plain ASCII are the same, others may differ. Entities are resolved twice, because captions are often escaped twice.
+    Entities are resolved twice, because captions are often escaped twice.
     """
     # Most captions: nothing in them could change.
     if not (text.isascii() and text.isprintable() and "&" not in text):
-        text = html.unescape(html.unescape(_unicode_repair()(text)))
+        # Most captions never come here; importing ftfy builds tables.
+        import ftfy
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split())
-
-
-@functools.cache
-def _unicode_repair() -> Callable[[str], str]:
-    if importlib.util.find_spec("ftfy") is None:
-        return functools.partial(unicodedata.normalize, "NFC")
-    import ftfy  # pyright: ignore[reportMissingImports]
-
-    return ftfy.fix_text
