@@ -66,7 +66,7 @@ def _pictures(path):
 def test_every_command_runs(workplace, monkeypatch, capsys):
     """In the order of the page; training itself is only checked (`--dry-run`): a B/16 takes a cluster."""
     monkeypatch.chdir(workplace)
-    assert {command[0] for command in COMMANDS} == {"train", "data", "evaluate"}
+    assert {command[0] for command in COMMANDS} == {"train", "data", "evaluate", "export", "verify"}
     for command in COMMANDS:
         checked = [*command, "--dry-run"] if command[0] == "train" and "--list" not in command else command
         assert main(checked) == 0, (command, capsys.readouterr().err)
