@@ -18,7 +18,7 @@ test-bridges: $(VENV)/.installed-bridges  ## Weights and tokens against torch, t
 lint: $(VENV)/.installed-test  ## Formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.installed-docs  ## Build the documentation into site/; a broken link or reference fails
 	$(BIN)/mkdocs build --strict --quiet
