@@ -1,5 +1,6 @@
 """The transformer block."""
 
+import functools
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from .._types import Key
 from ..config import Activation
 from ._attention import Attention
-from ._layers import Initializer, LayerNorm, Linear
+from ._layers import Initializer, LayerNorm, Linear, wide_dtype
 
 
 # Recomputed in the backward pass, for the reason given at the layer norm.
@@ -20,7 +21,40 @@ def activate(x: Float[Array, "*rows hidden"], activation: Activation) -> Float[A
     """GELU (Hendrycks & Gimpel, arXiv 1606.08415): exact, with tanh, or as `x * sigmoid(1.702 x)`."""
     if activation == "gelu_quick":
         return x * jax.nn.sigmoid(1.702 * x)
+    if activation == "gelu" and jax.__version_info__ >= (0, 12):
+        return 0.5 * x * (1.0 + _erf(x * 0.5**0.5))
     return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
+
+
+def _erf(x: Float[Array, "*rows hidden"]) -> Float[Array, "*rows hidden"]:
+    """The error function.
+
+    From jax 0.12 on `jax.lax.erf` cannot run inside `shard_map`: its polynomial does not accept values that vary over
+    devices. There float32 uses the rational approximation that earlier versions compile erf to (Eigen's, error 4e-7).
+    """
+    wide = jnp.clip(x.astype(wide_dtype(x.dtype)), -_ERF_SATURATES, _ERF_SATURATES)
+    square = wide * wide
+    top, bottom = (functools.reduce(lambda sum, c: sum * square + c, rest, first) for first, *rest in (_ERF_P, _ERF_Q))
+    return (wide * top / bottom).astype(x.dtype)
+
+
+_ERF_SATURATES = 3.832506856900711
+_ERF_P = (
+    -2.72614225801306e-10,
+    2.77068142495902e-08,
+    -2.10102402082508e-06,
+    -5.69250639462346e-05,
+    -7.34990630326855e-04,
+    -2.95459980854025e-03,
+    -1.60960333262415e-02,
+)
+_ERF_Q = (
+    -1.45660718464996e-05,
+    -2.13374055278905e-04,
+    -1.68282697438203e-03,
+    -7.37332916720468e-03,
+    -1.42647390514189e-02,
+)
 
 
 class MLP(eqx.Module):
