@@ -3,13 +3,15 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
-from data_files import pair_members, write_tar
+from data_files import encode, pair_members, picture, write_tar
 
 from clipa_eqx.config import DataConfig
 from clipa_eqx.data import _index, open_pairs
 from clipa_eqx.data._index import open_shard_index
-from clipa_eqx.data._pairing import CAPTIONS
+from clipa_eqx.data._reading import ChangedFileError
+from clipa_eqx.data._tar_format import TarFormat
 
 
 @pytest.fixture
@@ -17,9 +19,9 @@ def builds(monkeypatch, tmp_path):
     """Counts the indexes that are built."""
     built = []
 
-    def build(shard, kind):
+    def build(shard, format):
         built.append(shard.path.name)
-        return original(shard, kind)
+        return original(shard, format)
 
     original = _index._build
     monkeypatch.setattr(_index, "_build", build)
@@ -29,7 +31,7 @@ def builds(monkeypatch, tmp_path):
 
 def captions(folder):
     pairs = open_pairs(DataConfig(train=str(folder)))
-    return [pairs[index].caption for index in range(len(pairs))]
+    return [pairs.captions(index)[0] for index in range(len(pairs))]
 
 
 def index_files(folder):
@@ -59,12 +61,50 @@ def test_a_damaged_index_is_rebuilt(tmp_path, builds):
     (path,) = index_files(folder)
     content = path.read_bytes()
     damaged = [b"", content[:10], content[:-1], content + b"x", b"other" + content[5:]]
-    damaged += [content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] for place in (13, 30, -20)]
+    damaged += [flipped(content, place) for place in (13, 30, 200)]
     for count, broken in enumerate(damaged, start=2):
         path.write_bytes(broken)
         assert captions(folder) == expected
         assert len(builds) == count
         assert path.read_bytes() == content
+
+
+def test_damage_behind_the_header_is_noticed_when_it_is_read(tmp_path, builds):
+    folder = tmp_path / "set"
+    write_tar(folder / "0.tar", pair_members(3))
+    captions(folder)
+    (path,) = index_files(folder)
+    content = path.read_bytes()
+    texts = content.index(b'["000000000"')
+    for place in (texts, texts + 20, texts - 1, texts - 10):
+        path.write_bytes(flipped(content, place))
+        with pytest.raises(ChangedFileError, match="is damaged: delete it"):
+            captions(folder)
+
+
+def test_sizes_and_metadata_stand_in_columns(tmp_path):
+    members = [
+        ("a.jpg", encode(picture(0, width=48, height=40))),
+        ("a.txt", b"read from the header"),
+        ("b.jpg", b"not a picture"),
+        ("b.txt", b"as listed"),
+        ("b.json", b'{"width": 7, "height": 5, "similarity": 0.25, "NSFW": "UNLIKELY", "error": null, "nan": NaN}'),
+        ("c.jpg", b"not a picture"),
+        ("c.txt", b"unknown"),
+        ("c.json", b'{"similarity": 1, "NSFW": "NSFW", "url": "' + b"x" * 65 + b'"}'),
+    ]
+    index = open_shard_index(write_tar(tmp_path / "0.tar", members), TarFormat())
+    records = index.records()
+    assert records["width"].tolist() == [48, 7, 0]
+    assert records["height"].tolist() == [40, 5, 0]
+    np.testing.assert_array_equal(index.numbers("similarity"), np.array([np.nan, 0.25, 1], np.float32))
+    places, words = index.labels("NSFW")
+    assert (places.tolist(), words) == ([2, 1, 0], ("NSFW", "UNLIKELY"))
+    assert index.numbers("error") is index.numbers("nan") is index.labels("url") is None
+
+
+def flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
 
 def test_the_users_cache_is_used_where_the_folder_is_read_only(tmp_path, builds, monkeypatch):
@@ -74,7 +114,7 @@ def test_the_users_cache_is_used_where_the_folder_is_read_only(tmp_path, builds,
     (folder / ".clipa_index").write_bytes(b"")
     assert captions(folder) == captions(folder) == ["caption 0", "caption 1"]
     assert builds == ["0.tar"]
-    assert len(list((tmp_path / "cache" / "clipa_eqx" / "index").rglob("0.tar.caption.*"))) == 1
+    assert len(list((tmp_path / "cache" / "clipa_eqx" / "index").rglob("0.tar.tar-caption.*"))) == 1
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "0.tar"))
     with pytest.raises(OSError, match="XDG_CACHE_HOME"):
@@ -84,8 +124,8 @@ def test_the_users_cache_is_used_where_the_folder_is_read_only(tmp_path, builds,
 def test_many_at_once_build_one_index(tmp_path, builds):
     path = write_tar(tmp_path / "set" / "0.tar", pair_members(2))
     with ThreadPoolExecutor(8) as threads:
-        indexes = list(threads.map(lambda _: open_shard_index(path, CAPTIONS), range(32)))
-    assert {index.read_text(index.locate(1)) for index in indexes} == {"caption 1"}
+        indexes = list(threads.map(lambda _: open_shard_index(path, TarFormat()), range(32)))
+    assert {index.pair(1).captions for index in indexes} == {("caption 1",)}
     assert len(index_files(tmp_path / "set")) == 1
     assert len(builds) >= 1
 

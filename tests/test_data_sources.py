@@ -20,7 +20,7 @@ def open_at(path, **options):
 
 def read_all(pairs):
     """Image by caption."""
-    return {pair.caption: pair.image for pair in (pairs[index] for index in range(len(pairs)))}
+    return {pair.captions[0]: pair.image for pair in map(pairs.__getitem__, range(len(pairs)))}
 
 
 @pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
@@ -55,6 +55,18 @@ def test_kinds_of_images_and_captions(tmp_path):
     pairs = open_at(write_tar(tmp_path / "x.tar", members))
     assert read_all(pairs) == {"spaces around": b"1", "of json": b"2", "dots in the name": b"3"}
     assert pairs.skipped == {"caption without image": 1}
+
+
+def test_several_captions_of_one_image(tmp_path):
+    members = [("a.jpg", b"1"), ("a.json", b'{"caption": ["one", " ", "two"]}')]
+    members += [("b.jpg", b"2"), ("b.json", b'{"caption": ["", " "]}')]
+    for path in (write_tar(tmp_path / "x.tar", members), tmp_path / "files"):
+        for name, data in members if path.suffix == "" else []:
+            path.mkdir(exist_ok=True)
+            (path / name).write_bytes(data)
+        pairs = open_at(path)
+        assert pairs[0].captions == pairs.captions(0) == ("one", "two")
+        assert (len(pairs), pairs.skipped) == (1, {"empty caption": 1})
 
 
 def test_what_cannot_be_used_is_counted(tmp_path):
@@ -133,7 +145,7 @@ def test_paths_to_tars(tmp_path):
 
 @pytest.mark.parametrize("members", [[], [("a.jpg", b"1")], [("a.txt", b"1")]])
 def test_no_pair_at_all_is_an_error(tmp_path, members):
-    with pytest.raises(ValueError, match=r"holds no image with a caption of the same name"):
+    with pytest.raises(ValueError, match=r"holds no pair .*needed are members such as 000\.jpg"):
         open_at(write_tar(tmp_path / "x.tar", members))
 
 
@@ -178,7 +190,7 @@ def test_more_shards_than_files_may_be_open(tmp_path, monkeypatch):
     pairs = open_at(tmp_path)
     before = len(os.listdir("/proc/self/fd"))
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda index: pairs[index % 5].caption, range(200)))
+        found = list(threads.map(lambda index: pairs[index % 5].captions[0], range(200)))
     assert found == [f"caption {index % 5}" for index in range(200)]
     assert len(os.listdir("/proc/self/fd")) <= before + 2
 
@@ -199,7 +211,7 @@ def test_csv(tmp_path):
     }
     (tmp_path / "list.tsv").write_text("\ufeffimage\ttext\na.jpg\tone\ngone.jpg\ttwo\n")
     pairs = open_at(tmp_path / "list.tsv", csv_image="image", csv_caption="text")
-    assert pairs[0].caption == "one"
+    assert pairs[0].captions == ("one",)
     with pytest.raises(FileNotFoundError, match="gone"):
         pairs[1]
     assert pairs.fingerprint != open_at(tmp_path / "list.csv").fingerprint
@@ -227,7 +239,7 @@ def test_folder(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     pairs = open_at(tmp_path)
-    assert [(pair.key, pair.image, pair.caption) for pair in (pairs[0], pairs[1])] == [
+    assert [(pair.key, pair.image, pair.captions[0]) for pair in (pairs[0], pairs[1])] == [
         ("a.jpg", b"2", "two"),
         ("b/1.png", b"1", "one"),
     ]

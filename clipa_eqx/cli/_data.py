@@ -102,7 +102,7 @@ class TrainTokenizer:
     vocab_size: int = 32000
     """Most entries, special tokens and single characters included."""
     captions: int = 1_000_000
-    """Captions to learn from, evenly spread over the data; all of them when there are fewer."""
+    """Pairs whose captions to learn from, evenly spread over the data; all of them when there are fewer."""
     files: Files = field(default_factory=PairFiles)
     """How the pairs are laid out."""
     json: bool = False
@@ -113,16 +113,14 @@ class TrainTokenizer:
         check_at_least("captions", self.captions, 1)
         from ..data import train_tokenizer
 
-        broken: Counter[str] = Counter()
         pairs = self.files.open(self.data)
-        captions = [pair.caption for pair in _read_sample(pairs, self.captions, broken)]
+        captions = [caption for place in _sample(pairs, self.captions) for caption in pairs.captions(place)]
         tokenizer = train_tokenizer(captions, vocab_size=self.vocab_size)
         tokenizer.save(self.out)
         result = {
             "tokenizer": str(self.out),
             "vocab_size": tokenizer.vocab_size,
             "captions": len(captions),
-            "broken": dict(broken),
         }
         _print_table("tokenizer", result)
         return result
@@ -173,12 +171,17 @@ class Inspect:
         return result
 
 
-def _read_sample(pairs: "PairSource", most: int, broken: Counter[str]) -> "Iterator[Pair]":
-    """Read up to `most` pairs, evenly spread over the source; count those whose image file cannot be read."""
+def _sample(pairs: "PairSource", most: int) -> Iterator[int]:
+    """Up to `most` places, evenly spread over the source."""
     count = min(most, len(pairs))
-    for place in range(count):
+    return (place * len(pairs) // count for place in range(count))
+
+
+def _read_sample(pairs: "PairSource", most: int, broken: Counter[str]) -> "Iterator[Pair]":
+    """Read up to `most` pairs; count those whose image file cannot be read."""
+    for place in _sample(pairs, most):
         try:
-            yield pairs[place * len(pairs) // count]
+            yield pairs[place]
         except OSError as error:
             broken[error.strerror or type(error).__name__] += 1
 
@@ -193,7 +196,7 @@ def _inspect_sample(pairs: "PairSource", most: int, tokenizer: "Tokenizer | None
     sizes: list[tuple[int, int]] = []
     broken: Counter[str] = Counter()
     for pair in _read_sample(pairs, most, broken):
-        captions.append(pair.caption)
+        captions += pair.captions
         try:
             sizes.append(_picture_size(pair.image))
         except ValueError as error:

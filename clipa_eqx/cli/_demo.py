@@ -108,7 +108,7 @@ def _make_data(directory: Path, pairs: int, seed: int) -> None:
         make_world(world, pairs=pairs, seed=seed, processes=os.cpu_count() or 1)
     if not vocabulary.is_dir():
         source = open_pairs(DataConfig(train=str(world / "train")))
-        captions = (source[index].caption for index in range(min(len(source), 20_000)))
+        captions = (source.captions(index)[0] for index in range(min(len(source), 20_000)))
         vocab_size = get_recipe("world-tiny").model.text.vocab_size
         train_tokenizer(captions, vocab_size=vocab_size).save(vocabulary)
 

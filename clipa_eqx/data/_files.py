@@ -3,6 +3,7 @@
 import array
 import csv
 import hashlib
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -10,25 +11,26 @@ from pathlib import Path
 
 import numpy as np
 
+from ._captions import CAPTIONS, clean_caption, read_texts, TextError
 from ._pair import Pair
-from ._pairing import CAPTIONS, IMAGE_EXTENSIONS, pair_by_name, read_text, TextError
+from ._pairing import IMAGE_EXTENSIONS, pair_by_name
 from ._shards import check_index, describe_counts
 
 
 class FilePairs:
     """Pairs whose images are files, with all captions in memory as one block of bytes."""
 
-    def __init__(self, root: Path, rows: Iterator[tuple[str, str]], skipped: Counter[str]) -> None:
+    def __init__(self, root: Path, rows: Iterator[tuple[str, tuple[str, ...]]], skipped: Counter[str]) -> None:
         """Take in rows.
 
         Args:
             root: the folder to which paths are relative.
-            rows: path of the image and caption.
+            rows: path of the image and captions.
             skipped: what `rows` left out, complete once it is exhausted.
         """
         text, ends = bytearray(), array.array("Q")
-        for row in rows:
-            for field in row:
+        for path, captions in rows:
+            for field in (path, json.dumps(captions, ensure_ascii=False)):
                 text += field.encode("utf-8", "surrogateescape")
                 ends.append(len(text))
         self._root, self._text = root, bytes(text)
@@ -41,11 +43,19 @@ class FilePairs:
         return len(self._ends) // 2
 
     def __getitem__(self, index: int) -> Pair:
+        path, captions = self._row(index)
+        return Pair(path, (self._root / path).read_bytes(), captions)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions alone."""
+        return self._row(index)[1]
+
+    def _row(self, index: int) -> tuple[str, tuple[str, ...]]:
         first = 2 * check_index(index, len(self))
         start = int(self._ends[first - 1]) if first else 0
         middle, end = (int(place) for place in self._ends[first : first + 2])
         path = self._text[start:middle].decode("utf-8", "surrogateescape")
-        return Pair(path, (self._root / path).read_bytes(), self._text[middle:end].decode())
+        return path, tuple(json.loads(self._text[middle:end]))
 
 
 def open_csv(path: Path, *, separator: str, image: str, caption: str) -> FilePairs:
@@ -89,22 +99,23 @@ def _find_columns(path: Path, header: list[str], separator: str, image: str, cap
 
 def _read_rows(
     reader: Iterator[list[str]], places: tuple[int, int], skipped: Counter[str]
-) -> Iterator[tuple[str, str]]:
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     for row in reader:
         if not row:
             continue
         if len(row) <= max(places):
             skipped["row with too few fields"] += 1
             continue
-        name, caption = row[places[0]], row[places[1]].strip()
+        name = row[places[0]]
+        try:
+            caption = clean_caption(row[places[1]])
+        except TextError as error:
+            skipped[str(error)] += 1
+            continue
         if not name:
             skipped["caption without image"] += 1
-        elif not caption:
-            skipped["empty caption"] += 1
-        elif any("\udc80" <= character <= "\udcff" for character in caption):
-            skipped["caption is not UTF-8"] += 1
         else:
-            yield name, caption
+            yield name, (caption,)
 
 
 def open_folder(path: Path) -> FilePairs:
@@ -123,15 +134,14 @@ def open_folder(path: Path) -> FilePairs:
     return pairs
 
 
-def _read_captions(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
+def _read_captions(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
     files = ((os.fsencode(name), name) for name in list_files(folder))
     for pair in pair_by_name(files, CAPTIONS, skipped):
+        texts = {extension: (folder / name).read_bytes() for extension, name in pair.texts.items()}
         try:
-            caption = read_text((folder / pair.text).read_bytes(), CAPTIONS, is_json=pair.is_json)
+            yield pair.image, read_texts(texts, CAPTIONS)[0]
         except TextError as error:
             skipped[str(error)] += 1
-        else:
-            yield pair.image, caption
 
 
 def list_files(folder: Path) -> Iterator[str]:

@@ -1,90 +1,91 @@
-"""The index of a tar shard: where each image and its text lie. Built once, kept in a file, read by offset.
+"""The index of a shard: its pairs with their captions, sizes and metadata. Built once, kept in a file, read by offset.
 
-An index file is a JSON header and one fixed-size record per pair. Records are read when asked for and never held, so
-a set of 4e8 pairs costs a few kilobytes per shard instead of 20 GB.
+Only the header of an index file is read when a set is opened, and nothing else is held: 4e8 pairs in shards of ten
+thousand cost a few kilobytes per shard.
 """
 
 import glob
 import hashlib
 import json
 import os
-import struct
 import uuid
-import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BufferedIOBase, BufferedReader, FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ._pairing import extension_of, NamedPair, pair_by_name, read_text, TextError, TextKind
+import numpy as np
+from jaxtyping import Float32, Shaped, UInt16
+
+from ._format import ShardFormat
+from ._index_file import IndexHeader, pack_index, read_header, RECORD, record_crc
 from ._reading import ChangedFileError, FileStamp, read_at, stamp_file
-from ._tar import scan_tar, TarError
-
-
-_VERSION = 1
-_MAGIC = b"clipaidx"
-_PREFIX = struct.Struct("<8sII")  # magic, length of the JSON header, CRC-32 of header and records
-_PLACES = struct.Struct("<QQIII?")  # image offset, text offset, image size, text size, CRC-32 of the text, is JSON
-_SCAN_BUFFER = 1 << 17
-_LONGEST_NAME = 1000
-_LARGEST_IMAGE = (1 << 32) - 1
-_LARGEST_TEXT = 1 << 20
 
 
 class IndexedPair(NamedTuple):
-    """Where one pair lies in its shard."""
+    """What the index of a shard says of one pair."""
 
     key: str
-    image_offset: int
-    image_size: int
-    text_offset: int
-    text_size: int
-    text_crc: int
-    is_json: bool
+    captions: tuple[str, ...]
+    place: int
+    """Where its image lies, as the shard's format counts."""
+    size: int
+    """Bytes of the image file."""
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The pairs of one tar, found through its index file."""
+    """The pairs of one shard, found through its index file."""
 
     shard: FileStamp
-    kind: TextKind
+    format: ShardFormat
     file: FileStamp
     """The index file."""
-    records_offset: int
-    record_size: int
-    count: int
-    skipped: dict[str, int]
-    """How many files of the tar were left out, by reason."""
-    checksum: int
-    """Over names, places and texts of all pairs."""
+    header: IndexHeader
 
-    def locate(self, place: int) -> IndexedPair:
-        """Read the record of one pair."""
-        record = read_at(self.file, self.records_offset + place * self.record_size, self.record_size)
-        image_offset, text_offset, image_size, text_size, text_crc, is_json = _PLACES.unpack_from(record)
-        key = record[_PLACES.size :].rstrip(b"\0").decode("utf-8", "replace")
-        return IndexedPair(key, image_offset, image_size, text_offset, text_size, text_crc, is_json)
+    @property
+    def count(self) -> int:
+        """Pairs in the shard."""
+        return self.header["count"]
 
-    def read_image(self, pair: IndexedPair) -> bytes:
-        """The bytes of a pair's image file."""
-        return read_at(self.shard, pair.image_offset, pair.image_size)
-
-    def read_text(self, pair: IndexedPair) -> str:
-        """A pair's text.
+    def pair(self, place: int) -> IndexedPair:
+        """Read the entry of one pair.
 
         Raises:
-            ChangedFileError: it is not the text that was indexed.
+            ChangedFileError: the index file is damaged.
         """
-        data = read_at(self.shard, pair.text_offset, pair.text_size)
-        if zlib.crc32(data) != pair.text_crc:
-            raise ChangedFileError(f"{self.shard.path} no longer holds what was indexed under {pair.key!r}.")
-        return read_text(data, self.kind, is_json=pair.is_json)
+        raw = read_at(self.file, self.header["records_offset"] + place * RECORD.itemsize, RECORD.itemsize)
+        record = np.frombuffer(raw, RECORD)[0]
+        text_start = self.header["texts_offset"] + int(record["text_offset"])
+        text = read_at(self.file, text_start, int(record["text_size"]))
+        if record_crc(raw, text) != int(record["crc"]):
+            raise ChangedFileError(f"The index {self.file.path} is damaged: delete it and start again.")
+        key, *captions = json.loads(text)
+        return IndexedPair(key, tuple(captions), int(record["place"]), int(record["size"]))
+
+    def image(self, pair: IndexedPair) -> bytes:
+        """The image file of a pair."""
+        return self.format.read_image(self.shard, pair.place, pair.size)
+
+    def records(self) -> Shaped[np.ndarray, " pairs"]:
+        """The records of all pairs, with the fields of `RECORD`: sizes in bytes and in pixels."""
+        raw = read_at(self.file, self.header["records_offset"], self.count * RECORD.itemsize)
+        return np.frombuffer(raw, RECORD)
+
+    def numbers(self, name: str) -> Float32[np.ndarray, " pairs"] | None:
+        """A field of metadata that holds numbers, NaN where a pair has none; None if the shard has no such field."""
+        offset = self.header["numbers"].get(name)
+        return None if offset is None else np.frombuffer(read_at(self.file, offset, 4 * self.count), "<f4")
+
+    def labels(self, name: str) -> tuple[UInt16[np.ndarray, " pairs"], tuple[str, ...]] | None:
+        """A field of metadata that holds words: an index per pair, past the end where it has none, and the words."""
+        column = self.header["labels"].get(name)
+        if column is None:
+            return None
+        return np.frombuffer(read_at(self.file, column["offset"], 2 * self.count), "<u2"), tuple(column["words"])
 
 
-def open_shard_index(shard: Path, kind: TextKind) -> ShardIndex:
+def open_shard_index(shard: Path, format: ShardFormat) -> ShardIndex:
     """Read the index of a shard, or build and keep it when there is none that fits the shard's size and time.
 
     Index files are kept in a folder `.clipa_index` beside the shard; where that cannot be written, in the user's cache
@@ -94,12 +95,12 @@ def open_shard_index(shard: Path, kind: TextKind) -> ShardIndex:
         OSError: the shard cannot be read, or no index file can be written in either place.
     """
     stamp = stamp_file(shard)
-    paths = _index_paths(stamp, kind)
+    paths = _index_paths(stamp, format)
     for path in paths:
-        index = _load(path, stamp, kind)
+        index = _load(path, stamp, format)
         if index is not None:
             return index
-    content = _build(stamp, kind)
+    content = _build(stamp, format)
     failures: list[str] = []
     for path in paths:
         try:
@@ -107,7 +108,7 @@ def open_shard_index(shard: Path, kind: TextKind) -> ShardIndex:
         except OSError as error:
             failures.append(str(error))
             continue
-        index = _load(path, stamp, kind)
+        index = _load(path, stamp, format)
         if index is None:
             raise OSError(f"{path} was written but cannot be read back.")
         return index
@@ -117,10 +118,16 @@ def open_shard_index(shard: Path, kind: TextKind) -> ShardIndex:
     )
 
 
-def _index_paths(shard: FileStamp, kind: TextKind) -> tuple[Path, Path]:
+def _build(shard: FileStamp, format: ShardFormat) -> bytes:
+    skipped: Counter[str] = Counter()
+    pairs = list(format.scan(shard, skipped))
+    return pack_index(shard, format.name, pairs, skipped)
+
+
+def _index_paths(shard: FileStamp, format: ShardFormat) -> tuple[Path, Path]:
     """Beside the shard and in the user's cache folder; the name tells the shard's state, and so the content."""
     folder = shard.path.absolute().parent
-    name = f"{shard.path.name}.{kind.name}.{shard.size:x}-{shard.mtime_ns:x}"
+    name = f"{shard.path.name}.{format.name}.{shard.size:x}-{shard.mtime_ns:x}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     return folder / ".clipa_index" / name, cache / "clipa_eqx" / "index" / digest / name
@@ -140,89 +147,17 @@ def _replace_index(path: Path, content: bytes) -> None:
             other.unlink(missing_ok=True)
 
 
-def _load(path: Path, shard: FileStamp, kind: TextKind) -> ShardIndex | None:
+def _load(path: Path, shard: FileStamp, format: ShardFormat) -> ShardIndex | None:
     """The index in a file; None when there is none, when it is damaged, or when it is of another state of the shard."""
     try:
         file = stamp_file(path, replaceable=True)
-        content = read_at(file, 0, file.size)
-    except (OSError, ChangedFileError):
+    except OSError:
         return None
-    if len(content) < _PREFIX.size:
+    header = read_header(file)
+    if header is None:
         return None
-    magic, header_size, checksum = _PREFIX.unpack_from(content)
-    if magic != _MAGIC or zlib.crc32(memoryview(content)[_PREFIX.size :]) != checksum:
+    if (header["format"], header["size"], header["mtime_ns"]) != (format.name, shard.size, shard.mtime_ns):
         return None
-    header: dict[str, Any] = json.loads(content[_PREFIX.size : _PREFIX.size + header_size])
-    state = [header.get(name) for name in ("version", "kind", "size", "mtime_ns")]
-    if state != [_VERSION, kind.name, shard.size, shard.mtime_ns]:
+    if header["end"] != file.size:
         return None
-    return ShardIndex(
-        shard=shard,
-        kind=kind,
-        file=file,
-        records_offset=_PREFIX.size + header_size,
-        record_size=header["record_size"],
-        count=header["count"],
-        skipped=header["skipped"],
-        checksum=zlib.crc32(memoryview(content)[_PREFIX.size + header_size :]),
-    )
-
-
-def _build(shard: FileStamp, kind: TextKind) -> bytes:
-    skipped: Counter[str] = Counter()
-    with BufferedReader(FileIO(shard.path), _SCAN_BUFFER) as file:
-        found = list(pair_by_name(_read_members(file, shard.size, kind, skipped), kind, skipped))
-    records: list[tuple[bytes, bytes]] = []
-    for pair in found:
-        try:
-            read_text(pair.text.content, kind, is_json=pair.is_json)
-        except TextError as error:
-            skipped[str(error)] += 1
-        else:
-            records.append((pair.stem, _pack_places(pair)))
-    key_size = max((len(stem) for stem, _ in records), default=0)
-    body = b"".join(places + stem.ljust(key_size, b"\0") for stem, places in records)
-    header = {
-        "version": _VERSION,
-        "kind": kind.name,
-        "size": shard.size,
-        "mtime_ns": shard.mtime_ns,
-        "record_size": _PLACES.size + key_size,
-        "count": len(records),
-        "skipped": skipped,
-    }
-    head = json.dumps(header).encode()
-    return _PREFIX.pack(_MAGIC, len(head), zlib.crc32(body, zlib.crc32(head))) + head + body
-
-
-class _File(NamedTuple):
-    offset: int
-    size: int
-    content: bytes
-    """Of a text; empty for an image."""
-
-
-def _read_members(
-    file: BufferedIOBase, file_size: int, kind: TextKind, skipped: Counter[str]
-) -> Iterator[tuple[bytes, _File]]:
-    """Name and place of each member, and the content of texts, in one pass over the tar."""
-    try:
-        for name, offset, size in scan_tar(file, file_size):
-            is_text = extension_of(name) in kind.extensions
-            if len(name) > _LONGEST_NAME:
-                skipped["name over 1000 bytes"] += 1
-            elif size > (_LARGEST_TEXT if is_text else _LARGEST_IMAGE):
-                skipped["text over 1 MiB" if is_text else "image over 4 GiB"] += 1
-            else:
-                content = b""
-                if is_text:
-                    file.seek(offset)
-                    content = file.read(size)
-                yield name, _File(offset, size, content)
-    except TarError as error:
-        skipped[str(error)] += 1
-
-
-def _pack_places(pair: NamedPair[_File]) -> bytes:
-    image, text = pair.image, pair.text
-    return _PLACES.pack(image.offset, text.offset, image.size, text.size, zlib.crc32(text.content), pair.is_json)
+    return ShardIndex(shard, format, file, header)

@@ -12,7 +12,8 @@ class Pair:
     """Tells the user which record this is: tar and name in it, or path."""
     image: bytes
     """The image file as it lies on disk."""
-    caption: str
+    captions: tuple[str, ...]
+    """What was written about it; at least one."""
 
 
 @runtime_checkable
@@ -33,4 +34,8 @@ class PairSource(Protocol):
 
     def __getitem__(self, index: int, /) -> Pair:
         """Read a pair; OSError when its image cannot be read."""
+        ...
+
+    def captions(self, index: int, /) -> tuple[str, ...]:
+        """The captions of a pair alone, without reading its image."""
         ...

@@ -87,7 +87,8 @@ def training_batches(
     The batch of a step is a function of (pairs, tokenizer, seed, step) alone: it does not depend on threads, on where
     the run was started or resumed, nor, taken over all processes, on how many share it. Pairs come in a new global
     order in each epoch; a batch may span two epochs. A pair whose picture cannot be used is replaced by the pair half
-    an epoch on in the same order, or the first usable one after that, and reported in the batch's `faults`.
+    an epoch on in the same order, or the first usable one after that, and reported in the batch's `faults`. Of several
+    captions each epoch draws one.
 
     Args:
         pairs: captioned images.
@@ -148,7 +149,7 @@ class _Batches:
         first = index * self.stage.batch_size + self.process_index * rows
         positions = np.arange(first, first + rows)
         chosen = shuffled(positions, len(self.pairs), self.seed)
-        draws = sample_draws(chosen, positions // len(self.pairs), self.seed, DRAWS)
+        draws = sample_draws(chosen, positions // len(self.pairs), self.seed, DRAWS + 1)
         size = self.stage.image_size
         pixels = np.empty((rows, size, size, 3), np.uint8)
         captions: list[str] = []
@@ -172,12 +173,12 @@ class _Batches:
                 pair.image,
                 self.stage.image_size,
                 self.stage.augment,
-                draws=draws.tolist(),
+                draws=draws[:DRAWS].tolist(),
                 max_pixels=self.data.max_pixels,
             )
         except ImageError as error:
             return Fault(pair.key, str(error), row)
-        return pixels, pair.caption
+        return pixels, pair.captions[int(draws[DRAWS] * len(pair.captions))]
 
     def _read_substitute(self, position: int, fault: Fault, faults: list[Fault]) -> tuple[_Pixels, str]:
         """The pair half an epoch on, or the first usable one after it: never one of the same batch in a large set."""
@@ -185,7 +186,7 @@ class _Batches:
         epoch, place = divmod(position, count)
         others = epoch * count + (place + count // 2 + np.arange(_MOST_SUBSTITUTES)) % count
         chosen = shuffled(others, count, self.seed)
-        draws = sample_draws(chosen, others // count, self.seed, DRAWS)
+        draws = sample_draws(chosen, others // count, self.seed, DRAWS + 1)
         faults.append(fault)
         for index, numbers in zip(chosen, draws, strict=True):
             result = self._read(int(index), numbers, fault.row)

@@ -2,11 +2,13 @@
 
 import functools
 import os
+from io import BufferedIOBase, BufferedReader, FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 
 _MOST_OPEN_FILES = 256
+_SCAN_BUFFER = 1 << 17
 
 
 class FileStamp(NamedTuple):
@@ -46,6 +48,15 @@ def read_at(file: FileStamp, offset: int, size: int) -> bytes:
     if size:
         raise ChangedFileError(f"{file.path} became shorter while it was being read.")
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def open_in_order(file: FileStamp) -> BufferedIOBase:
+    """Open a file to be read from its start on, with a large buffer.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return BufferedReader(FileIO(file.path), _SCAN_BUFFER)
 
 
 class _OpenFile:

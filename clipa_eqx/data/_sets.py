@@ -8,9 +8,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
+from ._captions import LABELS
 from ._files import is_image, list_files
-from ._pairing import LABELS
-from ._shards import check_index, find_shards, TarPairs
+from ._shards import check_index, find_shards, ShardPairs
+from ._tar_format import TarFormat
 
 
 CLASS_SLOT = "{c}"
@@ -61,7 +62,7 @@ class ClassificationSet:
 class RetrievalSet:
     """Images, each with one or more captions. Several threads may read at once."""
 
-    pairs: TarPairs
+    pairs: ShardPairs
     """The images, and their captions in one text each."""
 
     @property
@@ -74,7 +75,8 @@ class RetrievalSet:
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions of an image: the lines of its text that are not blank."""
-        return tuple(line.strip() for line in self.pairs.text(index).split("\n") if line.strip())
+        lines = (line.strip() for text in self.pairs.captions(index) for line in text.split("\n"))
+        return tuple(line for line in lines if line)
 
     def key(self, index: int) -> str:
         """Which record an image is."""
@@ -111,7 +113,7 @@ def open_classification(path: Path | str) -> ClassificationSet:
         return _open_class_folders(folder, names, templates)
     if not names:
         raise FileNotFoundError(f"{folder} needs a classnames.txt with one class name per line.")
-    images = TarPairs(tars, LABELS)
+    images = ShardPairs(tars, TarFormat(LABELS))
     labels = np.array([_parse_label(images, index, len(names)) for index in range(len(images))], np.int64)
     return ClassificationSet(names, templates, images.skipped, labels, images)
 
@@ -130,7 +132,7 @@ def open_retrieval(path: Path | str) -> RetrievalSet:
     tars = _find_tars(folder)
     if not tars:
         raise FileNotFoundError(f"There is no tar in {folder} nor in {folder / 'test'}.")
-    return RetrievalSet(TarPairs(tars))
+    return RetrievalSet(ShardPairs(tars, TarFormat()))
 
 
 @dataclass(frozen=True)
@@ -182,8 +184,8 @@ def _find_tars(folder: Path) -> list[Path]:
     return []
 
 
-def _parse_label(images: TarPairs, index: int, classes: int) -> int:
-    text = images.text(index)
+def _parse_label(images: ShardPairs, index: int, classes: int) -> int:
+    (text,) = images.captions(index)
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) < classes):
         raise ValueError(f"{images.key(index)} has the label {text[:20]!r}; it must be one of 0 to {classes - 1}.")
     return int(text)

@@ -1,4 +1,4 @@
-"""Many tar shards as one sequence."""
+"""Many shards as one sequence."""
 
 import bisect
 import glob
@@ -11,45 +11,44 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ._format import ShardFormat
 from ._index import IndexedPair, open_shard_index, ShardIndex
 from ._pair import Pair
-from ._pairing import CAPTIONS, TextKind
 
 
 _INDEX_THREADS = 8
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
-class TarPairs:
-    """The pairs of image and text of some tars, by index: shard after shard, in each in the order of the tar."""
+class ShardPairs:
+    """The pairs of some shards of one format, by index: shard after shard, in each in the shard's own order."""
 
-    def __init__(self, shards: Sequence[Path], kind: TextKind = CAPTIONS) -> None:
-        """Open tars, and index those that have no index yet.
+    def __init__(self, shards: Sequence[Path], format: ShardFormat) -> None:
+        """Open shards, and index those that have no index yet.
 
         Args:
-            shards: the tars, in the order in which their pairs are numbered.
-            kind: the texts that stand beside the images.
+            shards: in the order in which their pairs are numbered.
+            format: of all of them.
 
         Raises:
-            FileNotFoundError: a tar is not there.
-            ValueError: the tars hold no pair.
+            FileNotFoundError: a shard is not there.
+            ValueError: the shards hold no pair.
         """
         with ThreadPoolExecutor(_INDEX_THREADS) as threads:
-            self._shards: list[ShardIndex] = list(threads.map(lambda shard: open_shard_index(shard, kind), shards))
+            self._shards: list[ShardIndex] = list(threads.map(lambda shard: open_shard_index(shard, format), shards))
         self._ends = list(itertools.accumulate(shard.count for shard in self._shards))
         counts: Counter[str] = Counter()
-        # Over names of tars, names and places of images, and texts; not over the pixels, nor where the tars lie.
+        # Over names of shards, names and places of images, and captions; not over the pixels, nor where shards lie.
         digest = hashlib.sha256()
         for shard in self._shards:
-            counts.update(shard.skipped)
-            digest.update(f"{shard.shard.path.name}\0{shard.shard.size}\0{shard.checksum}\n".encode())
+            counts.update(shard.header["skipped"])
+            digest.update(f"{shard.shard.path.name}\0{shard.shard.size}\0{shard.header['checksum']}\n".encode())
         self.fingerprint = digest.hexdigest()[:32]
         self.skipped = dict(sorted(counts.items()))
         if not len(self):
             raise ValueError(
-                f"{shards[0]}{f' and {len(shards) - 1} more tars hold' if len(shards) > 1 else ' holds'} no image with "
-                f"a {kind.name} of the same name ({describe_counts(self.skipped)}); needed are members such as "
-                f"000.jpg and 000.{kind.extensions[0].decode()}."
+                f"{shards[0]}{f' and {len(shards) - 1} more shards hold' if len(shards) > 1 else ' holds'} no pair "
+                f"({describe_counts(self.skipped)}); needed are {format.needs}."
             )
 
     def __len__(self) -> int:
@@ -57,27 +56,26 @@ class TarPairs:
 
     def __getitem__(self, index: int) -> Pair:
         shard, pair = self._locate(index)
-        return Pair(_key(shard, pair), shard.read_image(pair), shard.read_text(pair))
+        return Pair(_key(shard, pair), shard.image(pair), pair.captions)
 
     def key(self, index: int) -> str:
-        """Tar and name in it."""
+        """Shard and name in it."""
         return _key(*self._locate(index))
 
     def image(self, index: int) -> bytes:
         """The image file alone."""
         shard, pair = self._locate(index)
-        return shard.read_image(pair)
+        return shard.image(pair)
 
-    def text(self, index: int) -> str:
-        """The text alone."""
-        shard, pair = self._locate(index)
-        return shard.read_text(pair)
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions alone."""
+        return self._locate(index)[1].captions
 
     def _locate(self, index: int) -> tuple[ShardIndex, IndexedPair]:
         index = check_index(index, len(self))
         place = bisect.bisect_right(self._ends, index)
         shard = self._shards[place]
-        return shard, shard.locate(index - (self._ends[place] - shard.count))
+        return shard, shard.pair(index - (self._ends[place] - shard.count))
 
 
 def _key(shard: ShardIndex, pair: IndexedPair) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 from ..config import DataConfig
 from ._files import open_csv, open_folder
 from ._pair import PairSource
-from ._shards import find_shards, TarPairs
+from ._shards import find_shards, ShardPairs
+from ._tar_format import TarFormat
 
 
 def open_pairs(config: DataConfig) -> PairSource:
@@ -30,7 +31,7 @@ def open_pairs(config: DataConfig) -> PairSource:
     path = Path(config.train).expanduser()
     layout = _find_layout(path) if config.layout == "auto" else config.layout
     if layout == "webdataset":
-        return TarPairs(find_shards(str(path)))
+        return ShardPairs(find_shards(str(path)), TarFormat())
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at data.train={config.train!r}.")
     if layout == "csv":
