@@ -1,4 +1,4 @@
-"""Data parallelism: one mesh axis over all devices, batches split along it, everything else on every device."""
+"""One mesh axis over all devices: batches split along it by rows, weights whole on every device or split as well."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jaxtyping import Array
 
 
 DATA_AXIS = "data"
@@ -91,9 +92,18 @@ def replicate(tree: _T, mesh: Mesh) -> _T:
     Returns:
         The same tree of global arrays.
     """
-    sharding = replicated_sharding(mesh)
+    return place(tree, jax.tree.map(lambda _: replicated_sharding(mesh), tree))
 
-    def put(leaf: Any) -> Any:
+
+def place(tree: _T, shardings: Any) -> _T:
+    """As `replicate`, each array in a sharding of its own.
+
+    Args:
+        tree: arrays on the host or on a device, and other leaves.
+        shardings: the same tree of `NamedSharding`.
+    """
+
+    def put(leaf: Any, sharding: NamedSharding) -> Any:
         if not isinstance(leaf, jax.Array | np.ndarray):
             return leaf
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -102,4 +112,85 @@ def replicate(tree: _T, mesh: Mesh) -> _T:
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
         return jax.device_put(leaf, sharding)
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put, tree, shardings)
+
+
+def weight_specs(tree: Any, num_devices: int) -> Any:
+    """How the arrays of a model, or of a tree that repeats its names and shapes, are split over the devices.
+
+    A matrix is split along its first axis that the devices divide. The axis over the depth of a stack does not count,
+    so that one block after another can be gathered. Vectors and scalars, a thousandth of a model, stay whole.
+
+    Args:
+        tree: a model, an optimiser state or an average of weights; shapes suffice.
+        num_devices: devices on the axis, at least 1.
+
+    Returns:
+        The same tree of `PartitionSpec`.
+
+    Raises:
+        ValueError: matrices that no axis splits, all of them named.
+    """
+    uneven: list[str] = []
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> P:
+        first = 1 if any(getattr(entry, "name", None) == "blocks" for entry in path) else 0
+        if len(leaf.shape) - first < 2:
+            return P()
+        for axis in range(first, len(leaf.shape)):
+            if leaf.shape[axis] % num_devices == 0:
+                return P(*[None] * axis, DATA_AXIS)
+        uneven.append(f"{jax.tree_util.keystr(path, simple=True, separator='.')} {leaf.shape}")
+        return P()
+
+    specs = jax.tree_util.tree_map_with_path(spec, tree)
+    if uneven:
+        raise ValueError(
+            f"No axis of these arrays splits over {num_devices} devices: {', '.join(uneven)}; use a number of devices "
+            "that divides the towers' widths, or shard='none'."
+        )
+    return specs
+
+
+def split_axis(spec: P) -> int | None:
+    """The axis along which a spec splits an array over the mesh; None: each device holds the whole."""
+    return spec.index(DATA_AXIS) if DATA_AXIS in spec else None
+
+
+def gather(array: Array, spec: P) -> Array:
+    """Inside `jax.shard_map`: the whole of an array of which this device holds the part that `spec` says."""
+    axis = split_axis(spec)
+    return array if axis is None else jax.lax.all_gather(array, DATA_AXIS, axis=axis, tiled=True)
+
+
+def to_own(array: Array, spec: P) -> Array:
+    """Inside `jax.shard_map`: an array that is the same on all devices as one of this device's own.
+
+    Its gradient is then this device's share, which `sum_over_devices` adds up once; otherwise each use would.
+    """
+    return jax.lax.pcast(array, DATA_AXIS, to="varying") if split_axis(spec) is None else array
+
+
+def sum_over_devices(grad: Array, held: P, wanted: P) -> Array:
+    """Inside `jax.shard_map`: the gradient over all devices from each device's share of it.
+
+    Args:
+        grad: with respect to what `to_own` gave.
+        held: how the parameter lies. The gradient of a split one is summed already: the transpose of `gather` does it.
+        wanted: how the gradient is to lie; split if the parameter is.
+    """
+    if split_axis(held) is not None:
+        return grad
+    axis = split_axis(wanted)
+    if axis is None:
+        return jax.lax.psum(grad, DATA_AXIS)
+    return jax.lax.psum_scatter(grad, DATA_AXIS, scatter_dimension=axis, tiled=True)
+
+
+def whole_on_one_device(tree: _T, mesh: Mesh) -> _T:
+    """Global arrays as whole arrays of one device of this process, gathered where they are split.
+
+    Every process calls it. An array that is replicated is not copied, so it is gone once that is donated.
+    """
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated_sharding(mesh))(tree)
+    return jax.tree.map(lambda array: array.addressable_data(0), whole)

@@ -149,3 +149,23 @@ def run_clipa(*arguments, devices=1, cache=None, timeout_s=240):
     process = start_clipa(*arguments, devices=devices, cache=cache)
     out, err = process.communicate(timeout=timeout_s)
     return process.returncode, out, err
+
+
+TINY_MODEL = CLIPConfig(
+    embed=16,
+    vision=VisionConfig(image_size=16, patch_size=4, width=16, depth=1, heads=2, hidden=32),
+    text=TextConfig(context_length=6, vocab_size=50, width=16, depth=1, heads=2, hidden=32),
+    init_logit_bias=-10.0,
+)
+
+
+def tiny_batch(seed=0, rows=16):
+    """Random pixels and tokens for `TINY_MODEL`."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(1, 50, (rows, 12)).astype(np.int32)
+    tokens[:, 9:] = 0
+    return {
+        "pixels": rng.integers(0, 256, (rows, 16, 16, 3)).astype(np.uint8),
+        "tokens": tokens,
+        "word_class": rng.integers(0, 4, (rows, 12)).astype(np.uint8),
+    }

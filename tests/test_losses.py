@@ -89,16 +89,28 @@ def test_whole_and_tiled_equal_the_reference(loss, reference, num_arguments, arg
         assert_same(result, expected)
 
 
-@pytest.mark.parametrize(("num_devices", "tile"), [(1, 24), (2, 7), (4, None), (8, None), (8, 5)])
+@pytest.mark.parametrize(
+    ("num_devices", "tile", "ring"),
+    [
+        (1, 24, False),
+        (2, 7, False),
+        (4, None, False),
+        (8, 5, False),
+        (1, 5, True),
+        (2, 5, True),
+        (8, None, True),
+        (8, 2, True),
+    ],
+)
 @pytest.mark.parametrize(("loss", "reference", "num_arguments"), LOSSES)
-def test_sharded_equals_the_reference(loss, reference, num_arguments, num_devices, tile, arguments):
+def test_sharded_equals_the_reference(loss, reference, num_arguments, num_devices, tile, ring, arguments):
     """The mean over devices, differentiated where a training step does it, whole and in uneven tiles."""
     arguments = arguments[:num_arguments]
     specs = (P("data"), P("data"), P(), P())[:num_arguments]
     mesh = Mesh(np.array(jax.devices()[:num_devices]), ("data",))
 
     def mean_loss(*arguments):
-        return jax.lax.pmean(loss(*arguments, axis_name="data", tile=tile), "data")
+        return jax.lax.pmean(loss(*arguments, axis_name="data", tile=tile, ring=ring), "data")
 
     step = jax.shard_map(
         value_and_gradient(mean_loss, num_arguments), mesh=mesh, in_specs=specs, out_specs=(P(), specs)
@@ -142,19 +154,22 @@ def test_accuracy_knows_its_rows_on_every_device(num_devices, arguments):
     @jax.jit
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P("data"))
     def per_device(image, text):
-        shares = [contrastive_accuracy(image, text, axis_name="data", tile=tile) for tile in (None, 2)]
+        shares = [
+            contrastive_accuracy(image, text, axis_name="data", tile=tile, ring=ring)
+            for tile, ring in ((None, False), (2, False), (None, True), (2, True))
+        ]
         return jnp.stack(shares)[None]
 
     assert np.all(per_device(image, image) == 1)
     per_row = np.where(np.asarray(order) == np.arange(BATCH), 1.0, 0.0)
     expected = per_row.reshape(num_devices, -1).mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(per_device(image, image[order]), np.broadcast_to(expected, (num_devices, 2)), rtol=1e-6)
+    np.testing.assert_allclose(per_device(image, image[order]), np.broadcast_to(expected, (num_devices, 4)), rtol=1e-6)
 
     nearest = np.argmax(np.asarray(image) @ np.asarray(text).T, axis=1)
     share = np.mean(nearest == np.arange(BATCH))
     assert 0 < share < 1
     np.testing.assert_allclose(contrastive_accuracy(image, text, tile=7), share, rtol=1e-6)
-    np.testing.assert_allclose(per_device(image, text).mean(axis=0), [share, share], rtol=1e-6)
+    np.testing.assert_allclose(per_device(image, text).mean(axis=0), [share] * 4, rtol=1e-6)
 
 
 def test_accuracy_of_equal_embeddings_is_chance():

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "clipa_eqx"
 MAY_IMPORT = {
     "_types": set(),
     "_checks": set(),
+    "devices": set(),
     "config": {"_checks"},
     "sizes": {"_checks", "config"},
     "nn": {"_types", "_checks", "config"},
@@ -22,7 +23,7 @@ MAY_IMPORT = {
     "data": {"_checks", "config"},
     "recipes": {"_checks", "config", "sizes"},
     "interop": {"_types", "_checks", "config", "models", "data"},
-    "train": {"_types", "_checks", "config", "nn", "reduction", "losses", "sharding", "models", "data"},
+    "train": {"_types", "_checks", "devices", "config", "nn", "reduction", "losses", "sharding", "models", "data"},
     "evaluation": {"_types", "_checks", "config", "reduction", "sharding", "models", "data"},
 }
 EVERYTHING = set(MAY_IMPORT) | {"cli"}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from clipa_eqx import models
-from clipa_eqx.config import CLIPConfig, OptimConfig, TextConfig, VisionConfig
-from clipa_eqx.train import decay_mask, make_optimizer, make_schedule
+from clipa_eqx.config import CLIPConfig, OptimConfig, RateConfig, TextConfig, VisionConfig
+from clipa_eqx.train import decay_mask, make_optimizer, make_schedule, rate_factors, trainable_mask
 
 
 MODEL = CLIPConfig(
@@ -60,29 +60,95 @@ def test_the_rate_never_jumps_up_at_the_end_of_warmup(warmup_first):
         assert np.abs(np.diff(_rates(optim, 50))).max() <= 1 / 7 + 1e-6
 
 
-def _decayed_names(model, decay_set):
-    flat = jax.tree_util.tree_leaves_with_path(decay_mask(model, decay_set))
-    return {jax.tree_util.keystr(path, simple=True, separator=".") for path, decays in flat if decays}
+def _decayed_names(decay_set):
+    return {name for name, decays in _named(decay_mask(_shapes(), decay_set)).items() if decays}
 
 
 def test_matrices_are_the_linear_weights_alone():
-    model = make_clip(MODEL)
-    names = _decayed_names(model, "matrices")
+    names = _decayed_names("matrices")
     block = [f"stack.blocks.{part}.weight" for part in ("attention.qkv", "attention.out", "mlp.widen", "mlp.narrow")]
     towers = {f"{tower}.{name}" for tower in ("vision", "text") for name in [*block, "projection.weight"]}
     assert names == towers | {"vision.patch.weight"}
 
 
 def test_all_but_norms_adds_embeddings_and_learned_tables():
-    model = make_clip(MODEL)
-    added = _decayed_names(model, "all_but_norms") - _decayed_names(model, "matrices")
+    added = _decayed_names("all_but_norms") - _decayed_names("matrices")
     assert added == {"text.embedding", "text.position", "vision.position"}
 
 
-def test_a_frozen_table_never_moves():
+def _shapes(config=MODEL):
+    return eqx.filter_eval_shape(models.make_clip, config, key=jax.random.key(0))
+
+
+def _named(tree):
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def test_a_frozen_table_is_not_trained():
     config = dataclasses.replace(MODEL, vision=dataclasses.replace(MODEL.vision, position="frozen"))
-    model = make_clip(config)
-    assert "vision.position" not in _decayed_names(model, "all_but_norms")
+    trained = _named(trainable_mask(OptimConfig(), _shapes(config)))
+    assert [name for name, moves in trained.items() if not moves] == ["vision.position"]
+
+
+def test_the_first_pattern_that_matches_decides():
+    rates = (RateConfig("vision.stack.*.bias", 3.0), RateConfig("vision.*", 0.0), RateConfig("*.projection.*", 0.5))
+    optim = OptimConfig(rates=rates)
+    factors = {name: float(np.max(factor)) for name, factor in _named(rate_factors(optim, _shapes())).items()}
+    assert factors["vision.stack.blocks.mlp.widen.bias"] == 3.0
+    assert factors["vision.projection.weight"] == 0.0
+    assert factors["text.projection.weight"] == 0.5
+    assert factors["text.embedding"] == factors["logit_scale"] == 1.0
+    trained = _named(trainable_mask(optim, _shapes()))
+    assert {name for name in trained if not trained[name]} == {name for name in factors if not factors[name]}
+
+
+def test_layer_decay_counts_as_beit_does():
+    """Two blocks: embeddings are layer 0, blocks 1 and 2, what follows is layer 3 and has the whole rate."""
+    optim = OptimConfig(image_layer_decay=0.5, text_layer_decay=0.1)
+    factors = _named(rate_factors(optim, _shapes()))
+    for name in ("vision.patch.weight", "vision.class_token", "vision.position"):
+        assert factors[name] == 0.125
+    for name in ("vision.norm.scale", "vision.projection.weight", "text.norm.bias", "logit_scale"):
+        assert factors[name] == 1.0
+    np.testing.assert_allclose(factors["vision.stack.blocks.mlp.narrow.weight"].ravel(), [0.25, 0.5])
+    np.testing.assert_allclose(factors["text.stack.blocks.attention_norm.scale"].ravel(), [0.01, 0.1])
+    np.testing.assert_allclose([factors["text.embedding"], factors["text.position"]], 0.001)
+
+
+def test_rates_scale_whole_updates_and_frozen_arrays_store_nothing():
+    rates = (RateConfig("text.*", 0.0), RateConfig("logit_scale", 2.0))
+    optim = OptimConfig(warmup_first="fraction", rates=rates, image_layer_decay=0.5, weight_decay=0.3)
+    plain, model = dataclasses.replace(optim, rates=(), image_layer_decay=1.0), make_clip(MODEL)
+
+    @jax.jit
+    def updates(model):
+        found = []
+        for config in (plain, optim):
+            optimizer = make_optimizer(config, make_schedule(config, 10), model)
+            with jax.numpy_dtype_promotion("standard"):
+                found.append(optimizer.update(model, optimizer.init(model), model))
+        return found
+
+    (whole, _), (scaled, state) = updates(model)
+    whole, scaled, factors = _named(whole), _named(scaled), _named(rate_factors(optim, model))
+    assert set(scaled) == {name for name in whole if not name.startswith("text.")}
+    for name, update in scaled.items():
+        np.testing.assert_allclose(update, factors[name] * whole[name], rtol=1e-6)
+    assert not any(".text." in name for name in _named(state))
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ((RateConfig("visoin.*", 0.0),), "'visoin.*', which is the name of no array; names are as vision.patch.weight"),
+        ((RateConfig("*", 0.0),), "nothing would be trained"),
+    ],
+)
+def test_rates_that_cannot_be_meant_are_named(rates, message):
+    optim = OptimConfig(rates=rates)
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(optim, make_schedule(optim, 10), _shapes())
 
 
 def test_adamw_equals_its_formula_in_float64():

@@ -35,6 +35,7 @@ from ._run import (
     EvalResize as EvalResize,
     Layers as Layers,
     RunConfig as RunConfig,
+    Shard as Shard,
     SourceLayout as SourceLayout,
     stage_model as stage_model,
 )
@@ -46,6 +47,7 @@ from ._stage import (
     Interpolation as Interpolation,
     OptimConfig as OptimConfig,
     PositionTransfer as PositionTransfer,
+    RateConfig as RateConfig,
     Remat as Remat,
     Schedule as Schedule,
     StageConfig as StageConfig,

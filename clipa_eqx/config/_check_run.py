@@ -24,10 +24,23 @@ def check_run(config: RunConfig, *, num_devices: int, num_processes: int = 1) ->
         faults.append(f"stage name {name!r} is used {names.count(name)} times; each stage needs a name of its own.")
     if num_devices % num_processes:
         faults.append(f"{num_devices} devices do not split over {num_processes} processes.")
+    if config.shard != "none":
+        faults += _layout_faults(config, num_devices)
     for stage in config.stages:
         faults += [f"stage {stage.name!r}: {fault}" for fault in _stage_faults(config, stage, num_devices)]
     if faults:
         raise ValueError("This run cannot start:\n" + "\n".join(f"  - {fault}" for fault in faults))
+
+
+def _layout_faults(config: RunConfig, num_devices: int) -> list[str]:
+    """Every matrix has its tower's width as one side, so it splits wherever the width does."""
+    widths = {"model.vision.width": config.model.vision.width, "model.text.width": config.model.text.width}
+    return [
+        f"shard={config.shard!r} splits each matrix over {num_devices} devices, which do not divide {name}={width}; "
+        f"use a number of devices that divides it, or shard='none'."
+        for name, width in widths.items()
+        if width % num_devices
+    ]
 
 
 def _stage_faults(config: RunConfig, stage: StageConfig, num_devices: int) -> list[str]:
@@ -52,6 +65,8 @@ def _stage_faults(config: RunConfig, stage: StageConfig, num_devices: int) -> li
             f"batch_size={stage.batch_size} does not split over {num_devices} devices; "
             f"nearest sizes that do: {nearest_multiples(stage.batch_size, num_devices)}."
         )
+    if stage.micro_batch:
+        faults += _micro_batch_faults(stage, num_devices)
     if stage.batch_size < 2:
         faults.append("batch_size=1 has no negatives; a contrastive loss needs at least 2 pairs.")
     if stage.text_length > config.data.caption_tokens:
@@ -66,5 +81,17 @@ def _stage_faults(config: RunConfig, stage: StageConfig, num_devices: int) -> li
         faults.append(
             f"warmup_steps + cooldown_steps = {schedule_steps} is more than the {stage.steps} steps that "
             f"{stage.samples} samples give at batch_size={stage.batch_size}."
+        )
+    return faults
+
+
+def _micro_batch_faults(stage: StageConfig, num_devices: int) -> list[str]:
+    faults: list[str] = []
+    if stage.batch_size % stage.micro_batch:
+        faults.append(f"micro_batch={stage.micro_batch} does not divide batch_size={stage.batch_size}.")
+    if stage.micro_batch % num_devices:
+        faults.append(
+            f"micro_batch={stage.micro_batch} does not split over {num_devices} devices; "
+            f"nearest sizes that do: {nearest_multiples(stage.micro_batch, num_devices)}."
         )
     return faults

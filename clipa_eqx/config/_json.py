@@ -86,7 +86,8 @@ def _fields_there(place: Any) -> str:
     if isinstance(place, dict):
         return f"there are {', '.join(place)}"
     if isinstance(place, list | tuple):
-        return f"there are {', '.join(item['name'] for item in place)}, or their places from 0"
+        names = [item["name"] for item in place if "name" in item]
+        return f"there are {', '.join(names)}, or their places from 0" if names else f"there are {len(place)} entries"
     return "it is a single value"
 
 

@@ -11,6 +11,7 @@ from ._stage import Interpolation, StageConfig
 
 Layers = Literal["auto", "scan", "unroll"]
 EvalResize = Literal["crop", "squash"]
+Shard = Literal["none", "optimizer", "all"]
 SourceLayout = Literal["auto", "webdataset", "csv", "folder"]
 
 
@@ -113,6 +114,9 @@ class RunConfig:
     """The one seed; split by name into the model, data and step streams."""
     layers: Layers = "auto"
     """Blocks as one scanned body or written out; auto: scanned, the fastest measured."""
+    shard: Shard = "none"
+    """What is split over the devices instead of held by each: none, optimizer (moments and averaged weights), or all
+    (parameters and gradients too, gathered layer by layer where used). Same value and gradient."""
     log_every_steps: int = 20
     """Steps between lines of metrics.jsonl."""
 
@@ -120,6 +124,7 @@ class RunConfig:
         check_between("seed", self.seed, 0, 2**32 - 1)
         check_at_least("log_every_steps", self.log_every_steps, 1)
         check_choice("layers", self.layers, Layers)
+        check_choice("shard", self.shard, Shard)
 
 
 def stage_model(config: RunConfig, stage: StageConfig) -> CLIPConfig:

@@ -46,6 +46,19 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class RateConfig:
+    """A learning rate of its own for some arrays."""
+
+    pattern: str = "*"
+    """Which arrays: a shell pattern over dotted names, as vision.* or vision.stack.blocks.mlp.* or *.bias."""
+    factor: float = 1.0
+    """What their learning rate is multiplied by; 0 freezes them: no gradient, no optimiser state, no decay."""
+
+    def __post_init__(self) -> None:
+        check_between("factor", self.factor, 0.0, math.inf, high_open=True)
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW with warmup, as optax composes it."""
 
@@ -77,6 +90,14 @@ class OptimConfig:
     """Type in which the first moment is stored."""
     clip_norm: float = 0.0
     """Largest global norm of the gradient; 0 leaves gradients as they are."""
+    rates: tuple[RateConfig, ...] = ()
+    """Learning rates by name of the array; the first pattern that matches decides. A frozen image tower (LiT):
+    [{"pattern": "vision.*", "factor": 0}]."""
+    image_layer_decay: float = 1.0
+    """The image tower's learning rate falls by this factor from each layer to the one below it: 1 after the last block,
+    to the power of depth + 1 for patches and positions (BEiT, timm; fine-tuning: 0.65 to 0.9); 1: equal rates."""
+    text_layer_decay: float = 1.0
+    """The same for the text tower."""
 
     def __post_init__(self) -> None:
         check_between("learning_rate", self.learning_rate, 0.0, math.inf, low_open=True)
@@ -88,6 +109,8 @@ class OptimConfig:
         check_between("eps", self.eps, 0.0, 1.0, low_open=True)
         for name in ("b1", "b2"):
             check_between(name, getattr(self, name), 0.0, 1.0, high_open=True)
+        for name in ("image_layer_decay", "text_layer_decay"):
+            check_between(name, getattr(self, name), 0.0, 1.0, low_open=True)
         check_choice("warmup_first", self.warmup_first, Literal["zero", "fraction"])
         check_choice("schedule", self.schedule, Schedule)
         check_choice("decay_set", self.decay_set, DecaySet)
@@ -104,6 +127,9 @@ class StageConfig:
     """Image-text pairs to train on; rounded up to whole batches."""
     batch_size: int = 1024
     """Pairs per step over all devices."""
+    micro_batch: int = 0
+    """Pairs embedded at once over all devices, divides batch_size: memory for less, each pair embedded twice, negatives
+    from the whole batch still. Same value and gradient. 0: the whole batch."""
     image_size: int = 224
     """Side in pixels to which training images are cropped and resized: the resize reduction."""
     image_reduction: ImageReduction = "none"
@@ -124,6 +150,8 @@ class StageConfig:
     """What is done to a training image."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimiser, started afresh in each stage."""
+    ema_decay: float = 0.0
+    """Also keep an average of the weights, of which each step keeps this share (0.999 to 0.9999); 0: none."""
     position_transfer: PositionTransfer = "remake"
     """Image positions at the start of a later stage: remake (sine-cosine coordinates of the new grid, CLIPA-JAX) or
     resample (the earlier table, bicubic, CLIPA-torch)."""
@@ -137,6 +165,8 @@ class StageConfig:
             raise ValueError(f"A stage name is a folder name, got {self.name!r}.")
         check_at_least("samples", self.samples, 0)
         check_at_least("batch_size", self.batch_size, 1)
+        check_at_least("micro_batch", self.micro_batch, 0)
+        check_between("ema_decay", self.ema_decay, 0.0, 1.0, high_open=True)
         check_at_least("image_size", self.image_size, 1)
         check_at_least("keep_patches", self.keep_patches, 0)
         check_at_least("text_length", self.text_length, 1)

@@ -10,4 +10,4 @@ from ._layers import (
 )
 from ._pool import AttentionPool as AttentionPool, pool_image as pool_image, pool_text as pool_text
 from ._position import sincos_1d as sincos_1d, sincos_2d as sincos_2d, sincos_2d_mae as sincos_2d_mae
-from ._stack import Stack as Stack
+from ._stack import Split as Split, Stack as Stack

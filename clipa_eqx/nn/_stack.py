@@ -1,7 +1,7 @@
 """Blocks with stacked arrays, and the ways to run them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,6 +11,15 @@ from jaxtyping import Array, Bool, Float
 from .._types import Key
 from ..config import Layers, Remat
 from ._block import Block
+
+
+class Split(NamedTuple):
+    """How the arrays of a stack are spread over devices, inside `jax.shard_map`."""
+
+    axis_name: str
+    """The mesh axis."""
+    axes: tuple[int | None, ...]
+    """For each array of a block, in the order of its tree, the axis of which each device holds a part; None: whole."""
 
 
 class Stack(eqx.Module):
@@ -30,6 +39,9 @@ class Stack(eqx.Module):
     remat: Remat = eqx.field(static=True, default="none")
     """What the backward pass recomputes beyond norms and activations: none, full (all of a block), dots (all but matrix
     products), dots_no_batch (all but products with weights)."""
+    split: Split | None = eqx.field(static=True, default=None)
+    """Set where each device holds a part of the arrays: a block is gathered when it runs, and again in the backward
+    pass (ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054)."""
 
     @property
     def depth(self) -> int:
@@ -56,10 +68,10 @@ class Stack(eqx.Module):
 
         def body(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, None]:
             block, branch_factors = layer
-            return block(x, mask, branch_factors), None
+            return _gathered(block, self.split)(x, mask, branch_factors), None
 
         scan = self.layers != "unroll"
-        body = _rematerialized(body, self.remat, in_scan=scan)
+        body = _rematerialized(body, self.remat, in_scan=scan, gathers=self.split is not None)
         if scan:
             return jax.lax.scan(body, x, (self.blocks, factors))[0]
         for layer in _unstacked((self.blocks, factors)):
@@ -67,10 +79,23 @@ class Stack(eqx.Module):
         return x
 
 
-def _rematerialized(body: Callable[..., Any], remat: Remat, *, in_scan: bool) -> Callable[..., Any]:
-    if remat == "none":
+def _gathered(block: Block, split: Split | None) -> Block:
+    if split is None:
+        return block
+    leaves, structure = jax.tree.flatten(block)
+    whole = [
+        leaf if axis is None else jax.lax.all_gather(leaf, split.axis_name, axis=axis, tiled=True)
+        for leaf, axis in zip(leaves, split.axes, strict=True)
+    ]
+    return structure.unflatten(whole)
+
+
+def _rematerialized(body: Callable[..., Any], remat: Remat, *, in_scan: bool, gathers: bool) -> Callable[..., Any]:
+    if remat == "none" and not gathers:
         return body
     policy = {
+        # Gathered weights, were they kept for the backward pass, would be the whole stack on each device.
+        "none": lambda primitive, *_, **__: primitive.name != "all_gather",
         "full": None,
         "dots": jax.checkpoint_policies.dots_saveable,
         "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

@@ -3,8 +3,15 @@
 from ._augment import augment_colors as augment_colors, jitter_order as jitter_order
 from ._checkpoint import Checkpoints as Checkpoints
 from ._cost import step_flops as step_flops
+from ._layout import state_shardings as state_shardings
 from ._loop import check_vocabulary as check_vocabulary, Evaluator as Evaluator, RunResult as RunResult, train as train
-from ._optim import decay_mask as decay_mask, make_optimizer as make_optimizer, make_schedule as make_schedule
+from ._optim import (
+    decay_mask as decay_mask,
+    make_optimizer as make_optimizer,
+    make_schedule as make_schedule,
+    rate_factors as rate_factors,
+    trainable_mask as trainable_mask,
+)
 from ._records import Records as Records
 from ._run_dir import RunDirectory as RunDirectory
 from ._state import init_state as init_state, run_keys as run_keys, TrainState as TrainState

@@ -1,9 +1,12 @@
-"""The optimiser of a stage, composed from optax: schedule, decay set, AdamW, clipping."""
+"""The optimiser of a stage, composed from optax: schedule, decay set, AdamW, clipping, rates by name."""
 
+import fnmatch
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ..config import DecaySet, OptimConfig
@@ -12,6 +15,9 @@ from ..models import CLIP
 
 # Learned vectors that no decay set touches, by the name of their field.
 _NEVER_DECAYED = ("bias", "scale", "attention_scale", "mlp_scale", "class_token", "logit_scale", "logit_bias")
+
+# Fields of a tower that come before its blocks.
+_BELOW_BLOCKS = ("patch", "class_token", "position", "input_norm", "embedding")
 
 
 def make_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
@@ -53,30 +59,107 @@ def decay_mask(model: CLIP, decay_set: DecaySet) -> Any:
     - all_but_norms: every array but biases, norms, layer scales, the class token and the temperature, so token
       embeddings and learned position tables decay too (open_clip's rule of two or more dimensions).
     """
-    frozen = model.config.vision.position == "frozen"
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
         name = path[-1].name
-        if decay_set == "matrices":
-            return name == "weight"
-        return name not in _NEVER_DECAYED and not (frozen and name == "position" and path[0].name == "vision")
+        return name == "weight" if decay_set == "matrices" else name not in _NEVER_DECAYED
 
     return jax.tree_util.tree_map_with_path(decays, model)
+
+
+def trainable_mask(optim: OptimConfig, model: CLIP) -> Any:
+    """Which arrays are trained, as a tree of booleans: all but those of rate 0 and frozen position tables."""
+    frozen = model.config.vision.position == "frozen"
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: bool(_factor(optim, path)) and not (frozen and _name(path) == "vision.position"), model
+    )
+
+
+def rate_factors(optim: OptimConfig, model: CLIP) -> Any:
+    """What the learning rate of each array is multiplied by: `rates` times layer decay.
+
+    Layer decay gives blocks 1 to depth the factor `decay^(depth + 1 - block)`, what lies before them (patches or token
+    embeddings, class token, positions) `decay^(depth + 1)`, what follows 1. Source: BEiT (optim_factory.py), and timm's
+    param_groups_layer_decay, which count alike.
+
+    Returns:
+        A tree of float32 arrays: a scalar, or for stacked arrays one number per block in the shape of the leading axis.
+    """
+    decays = {"vision": optim.image_layer_decay, "text": optim.text_layer_decay}
+    depths = {"vision": model.config.vision.depth, "text": model.config.text.depth}
+
+    def factor(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
+        tower, field = path[0].name, path[1].name if len(path) > 1 else ""
+        layers: Any = 0.0
+        if field == "stack":
+            layers = np.arange(depths[tower], 0, -1).reshape(-1, *[1] * (leaf.ndim - 1))
+        elif field in _BELOW_BLOCKS:
+            layers = depths[tower] + 1
+        return np.asarray(_factor(optim, path) * decays.get(tower, 1.0) ** layers, np.float32)
+
+    return jax.tree_util.tree_map_with_path(factor, model)
+
+
+def check_rates(optim: OptimConfig, model: CLIP) -> None:
+    """Make sure that every pattern of `optim.rates` names an array and that something is trained.
+
+    Raises:
+        ValueError: a pattern that decides over no array, or nothing to train.
+    """
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(model)]
+    for rate in optim.rates:
+        if not fnmatch.filter(names, rate.pattern):
+            raise ValueError(
+                f"optim.rates names {rate.pattern!r}, which is the name of no array; names are as {names[0]}, "
+                f"{names[-1]}, and * stands for any part of one."
+            )
+    if not any(jax.tree.leaves(trainable_mask(optim, model))):
+        raise ValueError("optim.rates freezes every array: nothing would be trained.")
+
+
+def _factor(optim: OptimConfig, path: tuple[Any, ...]) -> float:
+    name = _name(path)
+    return next((rate.factor for rate in optim.rates if fnmatch.fnmatchcase(name, rate.pattern)), 1.0)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def make_optimizer(optim: OptimConfig, schedule: optax.Schedule, model: CLIP) -> optax.GradientTransformation:
     """AdamW: clip, Adam's moments, decoupled decay, learning rate, in the order of big_vision and torch's AdamW.
 
+    It takes the whole model and stores nothing for frozen arrays, whose gradients may be None.
+
     Args:
         optim: the numbers.
         schedule: learning rate by update.
-        model: the model whose arrays the decay set names.
+        model: the model whose arrays `optim` names; shapes suffice.
+
+    Raises:
+        ValueError: `optim.rates` names no array, or freezes all.
     """
+    check_rates(optim, model)
     steps: list[optax.GradientTransformation] = []
     if optim.clip_norm:
         steps.append(optax.clip_by_global_norm(optim.clip_norm))
     steps.append(optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=optim.moment_dtype))
     if optim.weight_decay:
-        steps.append(optax.add_decayed_weights(optim.weight_decay, mask=decay_mask(model, optim.decay_set)))
+        mask: Any = lambda params: decay_mask(params, optim.decay_set)
+        steps.append(optax.add_decayed_weights(optim.weight_decay, mask=mask))
+    if optim.rates or (optim.image_layer_decay, optim.text_layer_decay) != (1.0, 1.0):
+        scale: Any = lambda updates, _: _scaled(updates, rate_factors(optim, updates))
+        steps.append(optax.stateless(scale))
     steps.append(optax.scale_by_learning_rate(schedule))
-    return optax.chain(*steps)
+    return _of_trained(optax.chain(*steps), optim)
+
+
+def _scaled(updates: Any, factors: Any) -> Any:
+    return jax.tree.map(lambda update, factor: update * jnp.asarray(factor, update.dtype), updates, factors)
+
+
+def _of_trained(inner: optax.GradientTransformation, optim: OptimConfig) -> optax.GradientTransformation:
+    """The optimiser of the trained arrays of a whole model."""
+    trained = lambda tree: eqx.filter(tree, trainable_mask(optim, tree))
+    update: Any = lambda updates, state, params: inner.update(trained(updates), state, trained(params))
+    return optax.GradientTransformation(lambda params: inner.init(trained(params)), update)

@@ -1,6 +1,7 @@
 """One training step: a host batch of raw pixels and token ids in, an updated state and its metrics out."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, cast, TypedDict
 
 import equinox as eqx
@@ -11,12 +12,14 @@ from jax.sharding import Mesh, PartitionSpec as P
 from jaxtyping import Array, Float, Int, UInt8
 
 from .._types import Key, Scalar
-from ..config import StageConfig
+from ..config import Shard, StageConfig
 from ..losses import clamp_logit_scale, contrastive_accuracy, sigmoid_contrastive, softmax_contrastive
 from ..models import CLIP, normalize_pixels, scale_pixels
 from ..reduction import keep_patches, keep_tokens
-from ..sharding import DATA_AXIS
+from ..sharding import DATA_AXIS, sum_over_devices, to_own
 from ._augment import augment_colors, jitter_order
+from ._layout import gather_model, gradient_specs, parameter_specs, state_shardings
+from ._optim import trainable_mask
 from ._state import TrainState
 
 
@@ -39,23 +42,35 @@ class StepMetrics(TypedDict):
 
 
 def make_train_step(
-    stage: StageConfig, schedule: optax.Schedule, optimizer: optax.GradientTransformation, mesh: Mesh
+    stage: StageConfig,
+    schedule: optax.Schedule,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    shard: Shard = "none",
 ) -> jax.stages.Wrapped:
     """Compile-once step of one stage, data-parallel over the mesh's `data` axis.
 
     Each device embeds its own rows, compares them with everybody's (gathered) and takes the gradient of the mean
     loss, so the update equals that of one device with the whole batch. The state is donated: use the returned one.
 
+    Args:
+        stage: what a step does.
+        schedule: learning rate by update.
+        optimizer: from `make_optimizer`.
+        mesh: from `make_mesh`.
+        shard: what is split over the devices; the state comes and goes in the layout of `state_shardings`.
+
     Returns:
         A jitted function of a state and a `DeviceBatch` that returns the next state and its `StepMetrics`.
     """
 
-    def local_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
+    def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, accuracy), grads = jax.value_and_grad(_mean_loss, has_aux=True)(state.model, batch, stage, key=key)
+        (loss, accuracy), grads = _loss_and_gradient(state.model, batch, stage, mesh, shard, key=key)
         # optax raises Python numbers to integer powers, which a caller's strict promotion rules would refuse.
         with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, cast(Any, state.model))
+            updates, opt_state = optimizer.update(cast(Any, grads), state.opt_state, cast(Any, state.model))
         model = eqx.apply_updates(state.model, updates)
         if stage.logit_scale_max:
             model = eqx.tree_at(
@@ -68,10 +83,34 @@ def make_train_step(
             grad_norm=optax.tree.norm(grads),
             inverse_temperature=jnp.exp(state.model.logit_scale),
         )
-        return TrainState(model=model, opt_state=opt_state, step=state.step + 1, key=state.key), metrics
+        average: Any = state.average
+        if average is not None:
+            new: Any = eqx.filter(model, trainable_mask(stage.optim, model))
+            average = optax.incremental_update(new, average, 1.0 - stage.ema_decay)
+        state = TrainState(model=model, opt_state=opt_state, average=average, step=state.step + 1, key=state.key)
+        return jax.lax.with_sharding_constraint(state, state_shardings(state, shard, mesh)), metrics
 
-    sharded = jax.shard_map(local_step, mesh=mesh, in_specs=(P(), P(DATA_AXIS)), out_specs=(P(), P()))
-    return jax.jit(sharded, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0)
+
+
+def _loss_and_gradient(
+    model: CLIP, batch: DeviceBatch, stage: StageConfig, mesh: Mesh, shard: Shard, *, key: Key
+) -> tuple[tuple[Scalar, Scalar], CLIP]:
+    """Loss and accuracy of the whole batch, and the gradient of the trained arrays, laid out by `gradient_specs`."""
+    trained, frozen = eqx.partition(model, trainable_mask(stage.optim, model))
+    held, held_frozen = (parameter_specs(part, shard, mesh.size) for part in (trained, frozen))
+    wanted = gradient_specs(trained, shard, mesh.size)
+    held_model = eqx.combine(held, held_frozen)
+
+    def local(trained: CLIP, frozen: CLIP, batch: DeviceBatch, key: Key) -> tuple[tuple[Scalar, Scalar], CLIP]:
+        def mean_loss(trained: CLIP) -> tuple[Scalar, Scalar]:
+            return _mean_loss(gather_model(eqx.combine(trained, frozen), held_model), batch, stage, key=key)
+
+        results, grads = jax.value_and_grad(mean_loss, has_aux=True)(jax.tree.map(to_own, trained, held))
+        return results, jax.tree.map(sum_over_devices, grads, held, wanted)
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(held, held_frozen, P(DATA_AXIS), P()), out_specs=(P(), wanted))
+    return mapped(trained, frozen, batch, key)
 
 
 def _mean_loss(model: CLIP, batch: DeviceBatch, stage: StageConfig, *, key: Key) -> tuple[Scalar, Scalar]:
@@ -82,9 +121,11 @@ def _mean_loss(model: CLIP, batch: DeviceBatch, stage: StageConfig, *, key: Key)
     first_row = jax.lax.axis_index(DATA_AXIS) * rows
     keys = jax.vmap(functools.partial(jax.random.fold_in, rows_key))(first_row + jnp.arange(rows))
     embed = functools.partial(_embed_pair, model, stage, order=jitter_order(order_key))
-    image_embed, text_embed = jax.vmap(
-        lambda pixels, tokens, word_class, key: embed(pixels, tokens, word_class, key=key)
-    )(batch["pixels"], batch["tokens"], batch["word_class"], keys)
+    image_embed, text_embed = _in_micro_batches(
+        jax.vmap(lambda row, key: embed(row["pixels"], row["tokens"], row["word_class"], key=key)),
+        (batch, keys),
+        stage.batch_size // stage.micro_batch if stage.micro_batch else 1,
+    )
     tile = stage.loss_tile or None
     if stage.loss == "sigmoid":
         if model.logit_bias is None:
@@ -98,6 +139,20 @@ def _mean_loss(model: CLIP, batch: DeviceBatch, stage: StageConfig, *, key: Key)
         loss = softmax_contrastive(image_embed, text_embed, model.logit_scale, axis_name=DATA_AXIS, tile=tile)
     accuracy = contrastive_accuracy(image_embed, text_embed, axis_name=DATA_AXIS, tile=tile)
     return jax.lax.pmean(loss, DATA_AXIS), jax.lax.pmean(accuracy, DATA_AXIS)
+
+
+def _in_micro_batches(embed: Callable[..., Any], rows: Any, count: int) -> Any:
+    """Embed this device's rows in `count` equal parts, of which only the embeddings are kept.
+
+    The backward pass has the gradient of the whole batch's loss at every embedding before it embeds each part again
+    and adds up the gradients of the weights, so the gradient is exact: the form of GradCache (Gao et al., arXiv
+    2101.06983).
+    """
+    if count == 1:
+        return embed(*rows)
+    parts = jax.tree.map(lambda array: array.reshape(count, -1, *array.shape[1:]), rows)
+    embeds = jax.lax.map(jax.checkpoint(lambda part: embed(*part), prevent_cse=False), parts)
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), embeds)
 
 
 def _embed_pair(
