@@ -31,12 +31,15 @@ from ._model import (
 from ._run import (
     CheckpointConfig as CheckpointConfig,
     DataConfig as DataConfig,
+    Decoder as Decoder,
+    DecoderChoice as DecoderChoice,
     EvalConfig as EvalConfig,
     EvalResize as EvalResize,
     Layers as Layers,
     RunConfig as RunConfig,
     SourceLayout as SourceLayout,
     stage_model as stage_model,
+    WordClassBy as WordClassBy,
 )
 from ._stage import (
     AugmentConfig as AugmentConfig,
