@@ -32,12 +32,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet -e ".[test,dev]" -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e ".[fast,test,dev]" -c constraints.txt
 	touch $@
 
 # open_clip and timm ask for torchvision, whose build must match torch's; the tests stand in for what they import of it.
 $(VENV)/.installed-bridges: $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet -e ".[test,torch]" transformers regex -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e ".[fast,test,torch]" transformers regex -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch timm -c constraints.txt
 	touch $@
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from clipa_eqx.config import load_run_config, stage_model
-from clipa_eqx.data import load_tokenizer, open_pairs, training_batches, word_classes
+from clipa_eqx.data import load_tokenizer, open_pairs, open_texts, training_batches
 from clipa_eqx.models import make_clip
 from clipa_eqx.sharding import make_mesh, replicate, to_global
 from clipa_eqx.train import init_state, make_train_step, train
@@ -26,13 +26,12 @@ def first_gradient(config):
     before = [np.array(leaf) for leaf in jax.tree.leaves(model)]
     optimizer = optax.identity()
     state = replicate(init_state(model, optimizer, key=jax.random.key(1)), mesh)
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    pairs = open_pairs(config.data)
     batches = training_batches(
-        open_pairs(config.data),
-        tokenizer,
+        pairs,
+        open_texts(pairs, load_tokenizer(config.data.tokenizer), config.data),
         config.data,
         stage,
-        word_class_table=word_classes(tokenizer),
         seed=0,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

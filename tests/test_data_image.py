@@ -1,5 +1,6 @@
 """Pictures: crops, kernels, scaled decoding, colour modes, orientation, and what is refused."""
 
+import importlib.util
 import io
 import math
 import struct
@@ -10,17 +11,24 @@ import pytest
 from data_files import encode, picture
 from PIL import Image
 
-from clipa_eqx.config import AugmentConfig
-from clipa_eqx.data import eval_image, ImageError, training_image
-from clipa_eqx.data._image import draw_crop, DRAWS
+from clipa_eqx.config import AugmentConfig, DataConfig
+from clipa_eqx.data import eval_image, find_decoder, ImageError, training_image
+from clipa_eqx.data._crop import draw_crop, DRAWS
 
 
 WHOLE = AugmentConfig(crop_area_min=1.0, crop_aspect_max=1.0)
 MOST = 10**7
 
 
-def train(data, size=16, augment=WHOLE, draws=(0.25,) * DRAWS, max_pixels=MOST):
-    return training_image(data, size, augment, draws=draws, max_pixels=max_pixels)
+def train(data, size=16, augment=WHOLE, draws=(0.25,) * DRAWS, max_pixels=MOST, decoder="pillow"):
+    return training_image(data, size, augment, draws=draws, max_pixels=max_pixels, decoder=decoder)
+
+
+def train_fast(data, *arguments, **options):
+    return train(data, *arguments, **options, decoder="fast")
+
+
+BOTH = (train, train_fast)
 
 
 def evaluate(data, size=16, resize="squash", interpolation="bilinear", max_pixels=MOST):
@@ -86,8 +94,9 @@ def photo_like(seed, width, height):
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
+@pytest.mark.parametrize("read", BOTH)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_scaled_decoding_differs_little_from_a_full_decode(interpolation):
+def test_scaled_decoding_differs_little_from_a_full_decode(interpolation, read):
     augment = AugmentConfig(0.4, 4 / 3, interpolation)
     kernel = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[interpolation]
     rng = np.random.default_rng(2)
@@ -98,7 +107,7 @@ def test_scaled_decoding_differs_little_from_a_full_decode(interpolation):
         for draws in rng.random((3, DRAWS)).tolist():
             left, top, across, down = draw_crop(width, height, augment, draws)
             expected = full.resize((size, size), kernel, box=(left, top, left + across, top + down))
-            differences.append(difference(train(data, size, augment, draws), np.asarray(expected)))
+            differences.append(difference(read(data, size, augment, draws), np.asarray(expected)))
     assert max(differences) <= 1.5
     assert max(differences) > 0, "no picture was decoded at a smaller scale"
 
@@ -140,7 +149,7 @@ def test_colour_modes():
         (encode(image.convert("1"), "PNG"), gray, 80),
     ]
     for data, pixels, allowed in cases:
-        for found in (train(data), evaluate(data)):
+        for found in (train(data), train_fast(data), evaluate(data)):
             assert found.shape == (16, 16, 3)
             assert found.dtype == np.uint8
             assert difference(found, np.broadcast_to(pixels, found.shape)) <= allowed
@@ -177,7 +186,7 @@ def test_pictures_stand_upright():
         image = Image.fromarray(np.ascontiguousarray(store(np.asarray(upright))))
         for form in ("PNG", "JPEG"):
             data = encode(image, form, exif=exif)
-            for found in (evaluate(data, 20), evaluate(data, 20, "crop"), train(data, 20)):
+            for found in (evaluate(data, 20), evaluate(data, 20, "crop"), train(data, 20), train_fast(data, 20)):
                 assert difference(found, expected) < (0.5 if form == "PNG" else 4)
     for broken in (b"Exif\0\0nonsense", b"Exif\0\0MM\0*\xff\xff\xff\xff", struct.pack(">I", 7)):
         assert difference(evaluate(encode(upright, "JPEG", exif=broken), 20), expected) < 4
@@ -199,7 +208,7 @@ def test_what_is_refused_and_why():
     cases = [
         (b"", "empty file"),
         (b"<html>not found</html>", "not a picture of a known format"),
-        (jpeg[: len(jpeg) // 2], "truncated"),
+        (jpeg[: len(jpeg) // 2], "truncated|Premature end"),
         (png[: len(png) // 2], "truncated|broken"),
         (bomb(4000, 4000), "4000 x 4000 pixels are more than max_pixels=10000000"),
         (bomb(60000, 60000), "DecompressionBomb"),
@@ -209,12 +218,28 @@ def test_what_is_refused_and_why():
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not a picture of a known format"),
     ]
     for data, reason in cases:
-        for read in (train, evaluate):
+        for read in (*BOTH, evaluate):
             with pytest.raises(ImageError, match=reason) as one:
                 read(data)
             with pytest.raises(ImageError) as two:
                 read(data)
             assert str(one.value) == str(two.value), "reasons must not change from run to run"
+
+
+def test_only_the_fast_decoder_notices_damage_inside_the_pixels():
+    data = bytearray(encode(photo_like(3, 300, 200)))
+    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
+    assert train(bytes(data)).shape == (16, 16, 3)
+    with pytest.raises(ImageError, match="Corrupt JPEG data"):
+        train_fast(bytes(data))
+
+
+def test_which_decoder_a_config_means(monkeypatch):
+    assert [find_decoder(DataConfig(decoder=name)) for name in ("pillow", "fast", "auto")] == ["pillow", "fast", "fast"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert find_decoder(DataConfig()) == "pillow"
+    with pytest.raises(ImportError, match=r"simplejpeg and cykooz_resizer: pip install 'clipa_eqx\[fast\]'"):
+        find_decoder(DataConfig(decoder="fast"))
 
 
 def test_hostile_bytes_give_pixels_or_an_image_error():
@@ -225,7 +250,7 @@ def test_hostile_bytes_give_pixels_or_an_image_error():
             broken = bytearray(data)
             for place in rng.integers(0, len(data), 4):
                 broken[place] = rng.integers(0, 256)
-            for read in (train, evaluate):
+            for read in (*BOTH, evaluate):
                 try:
                     pixels = read(bytes(broken), max_pixels=10**5)
                 except ImageError:
@@ -237,7 +262,8 @@ def test_extreme_shapes():
     for width, height in ((1, 1), (1, 3000), (3000, 1), (2, 2)):
         for form in ("JPEG", "PNG"):
             data = encode(picture(9, width, height), form)
-            assert train(data, 1).shape == (1, 1, 3)
-            assert train(data, 24, AugmentConfig()).shape == (24, 24, 3)
+            for read in BOTH:
+                assert read(data, 1).shape == (1, 1, 3)
+                assert read(data, 24, AugmentConfig()).shape == (24, 24, 3)
             for resize in ("crop", "squash"):
                 assert evaluate(data, 224, resize).shape == (224, 224, 3)

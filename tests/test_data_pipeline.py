@@ -5,14 +5,13 @@ import sys
 
 import numpy as np
 import pytest
-from data_files import encode, NumberTokenizer, pair_members, picture, write_tar
+from data_files import encode, NumberTexts, pair_members, picture, write_tar
 
 from clipa_eqx.config import AugmentConfig, DataConfig, StageConfig
 from clipa_eqx.data import Batch, BatchIterator, open_pairs, training_batches
 from clipa_eqx.data._reading import ChangedFileError
 
 
-TABLE = (np.arange(4096) % 4).astype(np.uint8)
 COUNT = 26
 
 
@@ -30,10 +29,9 @@ def batches(folder, steps, start=0, *, batch_size=8, seed=3, threads=2, process=
     stage = StageConfig(batch_size=batch_size, image_size=16, augment=AugmentConfig(mirror=True))
     iterator = training_batches(
         open_pairs(data),
-        NumberTokenizer(),
+        NumberTexts(),
         data,
         stage,
-        word_class_table=TABLE,
         seed=seed,
         process_index=process[0],
         process_count=process[1],
@@ -131,7 +129,7 @@ def test_broken_pictures_are_replaced_and_reported(tmp_path):
     reasons = {int(fault.key[-9:]): fault.reason for fault in faults}
     assert reasons[3] == "empty file"
     assert "known format" in reasons[11]
-    assert "truncated" in reasons[12]
+    assert "Premature end" in reasons[12]
     assert "40000" in reasons[17] or "200 x 200" in reasons[17]
 
     # Only the faulty rows differ from those of a whole set, and they are the same in every reading.
@@ -165,9 +163,7 @@ def test_missing_files_are_faults_and_changed_data_is_an_error(tmp_path):
     data = DataConfig(train=str(path))
     pairs = open_pairs(data)
     write_tar(path, pair_members(5))
-    iterator = training_batches(
-        pairs, NumberTokenizer(), data, StageConfig(batch_size=2), word_class_table=TABLE, seed=0
-    )
+    iterator = training_batches(pairs, NumberTexts(), data, StageConfig(batch_size=2), seed=0)
     with pytest.raises(ChangedFileError):
         next(iterator)
     iterator.close()
@@ -176,7 +172,7 @@ def test_missing_files_are_faults_and_changed_data_is_an_error(tmp_path):
 def test_an_iterator_can_be_closed(folder):
     data = DataConfig(train=str(folder))
     stage = StageConfig(batch_size=2, image_size=8)
-    iterator = training_batches(open_pairs(data), NumberTokenizer(), data, stage, word_class_table=TABLE, seed=0)
+    iterator = training_batches(open_pairs(data), NumberTexts(), data, stage, seed=0)
     assert isinstance(iterator, BatchIterator)
     assert iter(iterator) is iterator
     next(iterator)
@@ -193,9 +189,6 @@ def test_faults_of_the_call(folder):
         batches(folder, 1, process=(2, 2))
     with pytest.raises(ValueError, match="start_step"):
         batches(folder, 1, -1)
-    data = DataConfig(train=str(folder))
-    with pytest.raises(ValueError, match="word_class_table has 9 entries for a vocabulary of 4096"):
-        training_batches(open_pairs(data), NumberTokenizer(), data, StageConfig(), word_class_table=TABLE[:9], seed=0)
 
 
 def test_reading_data_starts_no_accelerator_library():

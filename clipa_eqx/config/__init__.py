@@ -31,6 +31,8 @@ from ._model import (
 from ._run import (
     CheckpointConfig as CheckpointConfig,
     DataConfig as DataConfig,
+    Decoder as Decoder,
+    DecoderChoice as DecoderChoice,
     EvalConfig as EvalConfig,
     EvalResize as EvalResize,
     Layers as Layers,
@@ -38,6 +40,7 @@ from ._run import (
     Shard as Shard,
     SourceLayout as SourceLayout,
     stage_model as stage_model,
+    WordClassBy as WordClassBy,
 )
 from ._stage import (
     AugmentConfig as AugmentConfig,

@@ -1,6 +1,7 @@
 """A whole run: the model, its stages, its data, what is measured and what is kept."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +13,9 @@ from ._stage import Interpolation, StageConfig
 Layers = Literal["auto", "scan", "unroll"]
 EvalResize = Literal["crop", "squash"]
 Shard = Literal["none", "optimizer", "all"]
+Decoder = Literal["pillow", "fast"]
+DecoderChoice = Literal["auto", "pillow", "fast"]
+WordClassBy = Literal["word", "piece"]
 SourceLayout = Literal["auto", "webdataset", "csv", "folder"]
 
 
@@ -27,6 +31,8 @@ class DataConfig:
     """Vocabulary: a BERT vocab.txt, a tokenizer.json, or a folder with one of them or vocab.json and merges.txt."""
     caption_tokens: int = 64
     """Tokens of a caption read before text reduction, the class or start token included."""
+    word_class: WordClassBy = "word"
+    """How syntax reduction ranks the pieces of a word: all by the word, or each piece by itself (CLIPA-JAX)."""
     csv_separator: str = ","
     """Field separator of a .csv file; .tsv files always use a tab."""
     csv_image: str = "filepath"
@@ -34,17 +40,29 @@ class DataConfig:
     csv_caption: str = "title"
     """Column of the caption (open_clip: title)."""
     threads: int = 2
-    """Reader threads per process."""
+    """Reader threads of each training process."""
+    processes: int = 0
+    """Reader processes of each training process, instead of threads; 0: none. They help where Pillow decodes on many
+    cores, or a source is slow in Python."""
     prefetch: int = 4
-    """Batches held ready per process."""
+    """Batches that each training process reads ahead."""
+    stall_timeout_s: float = 600.0
+    """Seconds without a picture read after which the run ends with an error that says where its readers are."""
+    decoder: DecoderChoice = "auto"
+    """What reads training JPEGs: pillow, or fast (extra `fast`). auto: fast where that is installed; a run goes on with
+    what it began with."""
     max_pixels: int = 89_478_485
     """Largest picture that is decoded, in pixels; a larger one is skipped (Pillow's own warning limit)."""
 
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, SourceLayout)
         check_at_least("caption_tokens", self.caption_tokens, 1)
+        check_choice("word_class", self.word_class, WordClassBy)
         check_at_least("threads", self.threads, 1)
+        check_at_least("processes", self.processes, 0)
+        check_between("stall_timeout_s", self.stall_timeout_s, 0.0, math.inf, low_open=True)
         check_at_least("prefetch", self.prefetch, 1)
+        check_choice("decoder", self.decoder, DecoderChoice)
         check_at_least("max_pixels", self.max_pixels, 1)
 
 

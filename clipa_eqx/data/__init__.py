@@ -1,13 +1,12 @@
 """Captioned images on disk to batches of uint8 pixels and token ids, and the sets that models are evaluated on."""
 
-from ._image import DRAWS as DRAWS, eval_image as eval_image, ImageError as ImageError, training_image as training_image
+from ._batch import Batch as Batch, Fault as Fault
+from ._crop import DRAWS as DRAWS
+from ._fast_jpeg import find_decoder as find_decoder
+from ._image import eval_image as eval_image, ImageError as ImageError, training_image as training_image
 from ._pair import Pair as Pair, PairSource as PairSource
-from ._pipeline import (
-    Batch as Batch,
-    BatchIterator as BatchIterator,
-    Fault as Fault,
-    training_batches as training_batches,
-)
+from ._pipeline import BatchIterator as BatchIterator, training_batches as training_batches
+from ._readers import ReaderError as ReaderError
 from ._sets import (
     ClassificationSet as ClassificationSet,
     open_classification as open_classification,
@@ -15,6 +14,18 @@ from ._sets import (
     RetrievalSet as RetrievalSet,
 )
 from ._sources import open_pairs as open_pairs
+from ._texts import (
+    Caption as Caption,
+    keep_texts as keep_texts,
+    LiveTexts as LiveTexts,
+    open_texts as open_texts,
+    TextReader as TextReader,
+)
 from ._tokenizer import load_tokenizer as load_tokenizer, Tokenizer as Tokenizer, train_tokenizer as train_tokenizer
-from ._word_class import word_class as word_class, word_classes as word_classes
+from ._word_class import (
+    word_class as word_class,
+    word_classes as word_classes,
+    word_classifier as word_classifier,
+    WordClassifier as WordClassifier,
+)
 from .world import make_world as make_world, WorldSummary as WorldSummary

@@ -46,6 +46,10 @@ class FilePairs:
         path, captions = self._row(index)
         return Pair(path, (self._root / path).read_bytes(), captions)
 
+    def key(self, index: int) -> str:
+        """Path of the image, below the folder."""
+        return self._row(index)[0]
+
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions alone."""
         return self._row(index)[1]

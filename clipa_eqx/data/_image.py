@@ -3,22 +3,22 @@
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
 from .._checks import check_at_least, check_choice
-from ..config import AugmentConfig, EvalResize, Interpolation
+from ..config import AugmentConfig, Decoder, EvalResize, Interpolation
+from ._crop import Box, draw_crop
+from ._fast_jpeg import has_exif, jpeg_size, JPEG_START, resized_jpeg
+
+
+_Pixels = UInt8[np.ndarray, "height width 3"]
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What is decoded, whatever a file is called; other decoders of Pillow are never reached."""
-
-CROP_TRIES = 10
-DRAWS = 2 * CROP_TRIES + 3
-"""Random numbers that one training image uses."""
 
 _KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _ORIENTATION_TAG = 0x0112
@@ -38,23 +38,20 @@ class ImageError(ValueError):
     """A picture that cannot be used; its message is the reason."""
 
 
-class Box(NamedTuple):
-    """A rectangle of a picture, in its pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
 def training_image(
-    data: bytes, size: int, augment: AugmentConfig, *, draws: Sequence[float], max_pixels: int
+    data: bytes,
+    size: int,
+    augment: AugmentConfig,
+    *,
+    draws: Sequence[float],
+    max_pixels: int,
+    decoder: Decoder = "pillow",
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decode, crop at random and resize one training image.
 
     The crop is drawn before decoding, from the size in the header, so that a JPEG is decoded at the smallest of 1, 1/2,
     1/4, 1/8 of its size at which the crop still has `size` pixels a side. The result differs from a full decode by
-    about one level of 255.
+    about one level of 255. Transparency is dropped, as open_clip and CLIPA drop it.
 
     Args:
         data: an image file.
@@ -62,25 +59,53 @@ def training_image(
         augment: crop, mirror and kernel.
         draws: `DRAWS` uniform numbers in [0, 1) that decide the crop and the mirror.
         max_pixels: a larger picture is refused before it is decoded.
+        decoder: what reads JPEGs; the pixels of the two differ by rounding.
 
     Raises:
         ImageError: the picture is broken, cut short, too large, or no picture.
+        ImportError: `decoder` is fast, and its packages are not installed.
     """
     check_at_least("size", size, 1)
+    check_choice("decoder", decoder, Decoder)
+    if not data:
+        raise ImageError("empty file")
+    if decoder == "fast" and data.startswith(JPEG_START):
+        pixels = _read_jpeg(data, size, augment, draws, max_pixels)
+    else:
+        pixels = _read_picture(data, size, augment, draws, max_pixels)
+    return np.ascontiguousarray(pixels[:, ::-1]) if augment.mirror and draws[-1] < 0.5 else pixels
+
+
+def _read_picture(data: bytes, size: int, augment: AugmentConfig, draws: Sequence[float], max_pixels: int) -> _Pixels:
+    """With Pillow, whatever the format."""
     picture = _open(data, max_pixels)
     # Areas, aspects and places are as likely in the stored as in the upright picture, so the box is drawn in the
     # stored one, and the small result is turned.
     box = draw_crop(picture.width, picture.height, augment, draws)
-    right, bottom = box.left + box.width, box.top + box.height
     with _naming_faults():
         scale = _shrink_on_load(picture, box, size)
         orientation = _orientation(picture)
-        window = (box.left / scale, box.top / scale, right / scale, bottom / scale)
-        picture = _to_rgb(picture).resize((size, size), _KERNELS[augment.interpolation], box=window)
-    picture = _turn(picture, orientation)
-    if augment.mirror and draws[-1] < 0.5:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(picture)
+        small = _to_rgb(picture).resize((size, size), _KERNELS[augment.interpolation], box=box.shrunk(scale))
+    return np.array(_turn(small, orientation))
+
+
+def _read_jpeg(data: bytes, size: int, augment: AugmentConfig, draws: Sequence[float], max_pixels: int) -> _Pixels:
+    """With libjpeg-turbo and SIMD; a fault is final, for Pillow returns garbage where this decoder says so."""
+    with _naming_faults():
+        width, height = jpeg_size(data)
+    _check_size(width, height, max_pixels)
+    box = draw_crop(width, height, augment, draws)
+    with _naming_faults():
+        pixels = resized_jpeg(
+            data, width, height, box, divisor=box.divisor(size), size=size, kernel=augment.interpolation
+        )
+    if not has_exif(data):
+        return pixels
+    try:
+        orientation = _orientation(_open(data, max_pixels))
+    except ImageError:
+        return pixels
+    return np.array(_turn(Image.fromarray(pixels), orientation))
 
 
 def eval_image(
@@ -112,54 +137,31 @@ def eval_image(
     return np.array(picture.resize((size, size), _KERNELS[interpolation], box=window))
 
 
-def draw_crop(width: int, height: int, augment: AugmentConfig, draws: Sequence[float]) -> Box:
-    """Draw the box of a random resized crop (Szegedy et al., arXiv 1409.4842, section 6).
-
-    The area is uniform in [crop_area_min, 1] of the picture's, the aspect log-uniform in [1/crop_aspect_max,
-    crop_aspect_max], the place uniform. After ten boxes that do not fit it is the largest centred one with an allowed
-    aspect, as in torchvision's RandomResizedCrop. TensorFlow draws the aspect uniformly instead.
-
-    Args:
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
-        augment: smallest area and widest aspect.
-        draws: uniform numbers in [0, 1): two for each try, then two for the place.
-    """
-    widest = augment.crop_aspect_max
-    for attempt in range(CROP_TRIES):
-        area = width * height * (augment.crop_area_min + draws[2 * attempt] * (1 - augment.crop_area_min))
-        aspect = widest ** (2 * draws[2 * attempt + 1] - 1)
-        box_width, box_height = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-        if 0 < box_width <= width and 0 < box_height <= height:
-            left = int(draws[2 * CROP_TRIES] * (width - box_width + 1))
-            top = int(draws[2 * CROP_TRIES + 1] * (height - box_height + 1))
-            return Box(left, top, box_width, box_height)
-    box_width = min(width, max(1, round(height * widest)))
-    box_height = min(height, max(1, round(width * widest)))
-    return Box((width - box_width) // 2, (height - box_height) // 2, box_width, box_height)
-
-
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header only."""
     if not data:
         raise ImageError("empty file")
     with _naming_faults():
         picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    if picture.width * picture.height > max_pixels:
-        raise ImageError(f"{picture.width} x {picture.height} pixels are more than max_pixels={max_pixels}")
-    if picture.width < 1 or picture.height < 1:
-        raise ImageError(f"size {picture.width} x {picture.height}")
+    _check_size(picture.width, picture.height, max_pixels)
     return picture
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise ImageError(f"{width} x {height} pixels are more than max_pixels={max_pixels}")
+    if width < 1 or height < 1:
+        raise ImageError(f"size {width} x {height}")
 
 
 def _shrink_on_load(picture: Image.Image, box: Box, size: int) -> int:
     """Set a JPEG to be decoded at 1/2, 1/4 or 1/8 where the box stays large enough; returns the divisor."""
-    for divisor in (8, 4, 2):
-        if min(box.width, box.height) >= size * divisor:
-            target = (max(1, picture.width // divisor), max(1, picture.height // divisor))
-            # Decoders that cannot shrink return None.
-            return divisor if picture.draft("RGB", target) is not None else 1
-    return 1
+    divisor = box.divisor(size)
+    if divisor == 1:
+        return 1
+    target = (max(1, picture.width // divisor), max(1, picture.height // divisor))
+    # Decoders that cannot shrink return None.
+    return divisor if picture.draft("RGB", target) is not None else 1
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -36,6 +36,10 @@ class PairSource(Protocol):
         """Read a pair; OSError when its image cannot be read."""
         ...
 
+    def key(self, index: int, /) -> str:
+        """Which record a pair is, without reading its image."""
+        ...
+
     def captions(self, index: int, /) -> tuple[str, ...]:
         """The captions of a pair alone, without reading its image."""
         ...

@@ -55,27 +55,37 @@ class ShardPairs:
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Pair:
-        shard, pair = self._locate(index)
+        shard, pair = self._find(index)
         return Pair(_key(shard, pair), shard.image(pair), pair.captions)
+
+    @property
+    def shards(self) -> Sequence[ShardIndex]:
+        """The index of each shard, in order."""
+        return self._shards
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """In which shard a pair is, and where in it."""
+        index = check_index(index, len(self))
+        number = bisect.bisect_right(self._ends, index)
+        return number, index - (self._ends[number] - self._shards[number].count)
 
     def key(self, index: int) -> str:
         """Shard and name in it."""
-        return _key(*self._locate(index))
+        return _key(*self._find(index))
 
     def image(self, index: int) -> bytes:
         """The image file alone."""
-        shard, pair = self._locate(index)
+        shard, pair = self._find(index)
         return shard.image(pair)
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The captions alone."""
-        return self._locate(index)[1].captions
+        return self._find(index)[1].captions
 
-    def _locate(self, index: int) -> tuple[ShardIndex, IndexedPair]:
-        index = check_index(index, len(self))
-        place = bisect.bisect_right(self._ends, index)
-        shard = self._shards[place]
-        return shard, shard.pair(index - (self._ends[place] - shard.count))
+    def _find(self, index: int) -> tuple[ShardIndex, IndexedPair]:
+        number, place = self.locate(index)
+        shard = self._shards[number]
+        return shard, shard.pair(place)
 
 
 def _key(shard: ShardIndex, pair: IndexedPair) -> str:

@@ -1,6 +1,8 @@
 """Captions to token ids: BERT's WordPiece as CLIPA uses it, Hugging Face's form of it, and CLIP's byte pairs."""
 
 import functools
+import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +17,15 @@ from .._checks import check_at_least, check_choice
 from ..config import config_from_json
 from ._byte_pair import build_byte_pair, read_open_clip_merges, read_vocab_and_merges
 from ._cleaning import join_surrogates, repair_text
+from ._ragged import Ragged
 from ._word_piece import build_word_piece, PAD, read_vocab_txt, SEPARATOR, train_word_pieces
 
 
 TokenizerKind = Literal["wordpiece", "wordpiece_sep", "byte_pair"]
 
 _FAST_FILE, _SETTINGS_FILE = "tokenizer.json", "clipa_tokenizer.json"
-_CHARACTERS_PER_TOKEN = 128
-"""More than the longest word that WordPiece splits (100), so that real captions are never cut by it."""
+_MOST_CHARACTERS = 16_384
+"""66 characters for each token of the longest context in use (248), so that real captions are never cut by it."""
 
 
 @dataclass(frozen=True)
@@ -67,22 +70,49 @@ class Tokenizer:
         """Rows that an embedding table needs: the highest id plus 1."""
         return len(self._tokens)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Changes when any caption could be split into other pieces."""
+        rules = json.dumps([self.fast.to_str(), self.kind, self.repair])
+        return hashlib.sha256(rules.encode()).hexdigest()[:32]
+
     def encode_batch(self, captions: Sequence[str], length: int) -> Int32[np.ndarray, "batch length"]:
         """Token ids of captions, each cut or padded to `length`.
 
-        A text that is too long keeps its first ids, and its end token, if it has one, in the last slot. No more than
-        128 characters per token are read, so a caption of any size takes bounded time.
+        A text that is too long keeps its first ids, and its end token, if it has one, in the last slot.
 
         Args:
             captions: texts; may be empty, or hold any character, lone surrogates included.
             length: ids per caption, start and end tokens included, at least 1.
         """
+        return self.pad(self.split(captions), length)
+
+    def split(self, captions: Sequence[str]) -> Ragged:
+        """Ids of the pieces of captions, without start, end and padding.
+
+        No more than 16,384 characters of a caption are read, so one of any size takes bounded time.
+
+        Args:
+            captions: texts; may be empty, or hold any character, lone surrogates included.
+        """
+        rows = list(self._pieces(captions, _MOST_CHARACTERS))
+        counts = np.array([len(row) for row in rows], np.int64)
+        return Ragged(np.fromiter(itertools.chain.from_iterable(rows), np.int32, counts.sum()), counts)
+
+    def pad(self, pieces: Ragged, length: int) -> Int32[np.ndarray, "batch length"]:
+        """What `encode_batch` gives, of captions that are split already.
+
+        Args:
+            pieces: what `split` gave, in which a text may have been cut at `length` or later.
+            length: ids per caption, start and end tokens included, at least 1.
+        """
         check_at_least("length", length, 1)
-        ids = np.full((len(captions), length), self.pad_id, np.int32)
-        end = [] if self.end_id is None else [self.end_id]
-        for row, pieces in zip(ids, self._pieces(captions, length * _CHARACTERS_PER_TOKEN), strict=True):
-            text = [self.start_id, *pieces][: length - len(end)] + end
-            row[: len(text)] = text
+        ids = np.full((len(pieces.counts), length), self.pad_id, np.int32)
+        last = length if self.end_id is None else length - 1
+        ids[:, :1] = self.start_id
+        pieces.write(ids[:, 1:last])
+        if self.end_id is not None:
+            ids[np.arange(len(ids)), np.minimum(pieces.counts + 1, last)] = self.end_id
         return ids
 
     def count_tokens(self, captions: Sequence[str]) -> Int32[np.ndarray, " batch"]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from .._types import Key
 from ..config import check_run, RunConfig, stage_model, StageConfig
-from ..data import BatchIterator, load_tokenizer, open_pairs, PairSource, Tokenizer, training_batches, word_classes
+from ..data import BatchIterator, load_tokenizer, open_pairs, open_texts, PairSource, Tokenizer, training_batches
 from ..models import CLIP, make_clip, save_weights, transfer, with_execution
 from ..sharding import make_mesh, replicate, to_global
 from ._checkpoint import Checkpoints
@@ -71,6 +71,7 @@ def train(config: RunConfig, run_dir: Path, *, evaluators: Sequence[Evaluator] =
     check_vocabulary(config, tokenizer)
     pairs = open_pairs(config.data)
     paths = RunDirectory(run_dir)
+    config = paths.settle(config)
     paths.claim(config, write=primary)
     if primary:
         tokenizer.save(paths.tokenizer)
@@ -205,10 +206,9 @@ def _data_seed(seed: int, place: int) -> int:
 def _open_batches(run: _Run, stage: StageConfig, seed: int, start: int) -> BatchIterator:
     return training_batches(
         run.pairs,
-        run.tokenizer,
+        open_texts(run.pairs, run.tokenizer, run.config.data),
         run.config.data,
         stage,
-        word_class_table=word_classes(run.tokenizer),
         seed=seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -1,5 +1,6 @@
 """The directory of a run: what it was started with, and where its parts lie."""
 
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -11,10 +12,19 @@ from typing import Any
 import jax
 
 from ..config import config_to_json, load_run_config, RunConfig
+from ..data import find_decoder
 
 
 # Fields that change how a run is carried out but not one bit of its weights: a resumed run may change them.
-_FREE = ("checkpoint.", "evaluation.", "data.threads", "data.prefetch", "log_every_steps")
+_FREE = (
+    "checkpoint.",
+    "evaluation.",
+    "data.threads",
+    "data.processes",
+    "data.prefetch",
+    "data.stall_timeout_s",
+    "log_every_steps",
+)
 
 _PACKAGES = (
     "clipa_eqx",
@@ -26,6 +36,8 @@ _PACKAGES = (
     "orbax-checkpoint",
     "numpy",
     "pillow",
+    "simplejpeg",
+    "cykooz-resizer",
     "tokenizers",
 )
 
@@ -46,6 +58,20 @@ class RunDirectory:
     def checkpoints(self, stage: str) -> Path:
         """Where one stage's checkpoints lie."""
         return self.root / "checkpoints" / stage
+
+    def settle(self, config: RunConfig) -> RunConfig:
+        """The config with `data.decoder='auto'` settled: as the run here began, or the best that is installed.
+
+        Two decoders differ by rounding, so a run that is resumed where other packages are installed must not change.
+
+        Raises:
+            ImportError: the packages of that decoder are not installed here.
+        """
+        decoder = config.data.decoder
+        if decoder == "auto" and self.config.exists():
+            decoder = load_run_config(self.config).data.decoder
+        decoder = find_decoder(dataclasses.replace(config.data, decoder=decoder))
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=decoder))
 
     def claim(self, config: RunConfig, *, write: bool) -> None:
         """Begin a run here, or make sure that the run found here is the same one.
