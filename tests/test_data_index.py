@@ -10,6 +10,7 @@ from data_files import encode, pair_members, picture, write_tar
 from clipa_eqx.config import DataConfig
 from clipa_eqx.data import _index, open_pairs
 from clipa_eqx.data._index import open_shard_index
+from clipa_eqx.data._index_file import hash_text
 from clipa_eqx.data._reading import ChangedFileError
 from clipa_eqx.data._tar_format import TarFormat
 
@@ -91,16 +92,32 @@ def test_sizes_and_metadata_stand_in_columns(tmp_path):
         ("b.json", b'{"width": 7, "height": 5, "similarity": 0.25, "NSFW": "UNLIKELY", "error": null, "nan": NaN}'),
         ("c.jpg", b"not a picture"),
         ("c.txt", b"unknown"),
-        ("c.json", b'{"similarity": 1, "NSFW": "NSFW", "url": "' + b"x" * 65 + b'"}'),
+        ("c.json", b'{"similarity": 1, "NSFW": "NSFW", "url": "' + b"x" * 65 + b'", "prose": "' + b"x " * 40 + b'"}'),
     ]
     index = open_shard_index(write_tar(tmp_path / "0.tar", members), TarFormat())
-    records = index.records()
-    assert records["width"].tolist() == [48, 7, 0]
-    assert records["height"].tolist() == [40, 5, 0]
-    np.testing.assert_array_equal(index.numbers("similarity"), np.array([np.nan, 0.25, 1], np.float32))
-    places, words = index.labels("NSFW")
-    assert (places.tolist(), words) == ([2, 1, 0], ("NSFW", "UNLIKELY"))
-    assert index.numbers("error") is index.numbers("nan") is index.labels("url") is None
+    for name, values in {
+        "width": [48, 7, 0],
+        "height": [40, 5, 0],
+        "caption_characters": [20, 9, 7],
+        "similarity": [np.nan, 0.25, 1],
+    }.items():
+        assert index.column(name).kind == "number"
+        np.testing.assert_array_equal(index.column(name).values, np.array(values, np.float32))
+    kind, places, words = index.column("NSFW")
+    assert (kind, places.tolist(), words) == ("word", [2, 1, 0], ("NSFW", "UNLIKELY"))
+    kind, hashes, _ = index.column("url")
+    assert (kind, hashes.tolist()) == ("hash", [0, 0, hash_text("x" * 65)])
+    assert index.column("key").values.tolist() == [hash_text(key) for key in "abc"]
+    assert index.column("error") is index.column("nan") is index.column("prose") is None
+
+
+def test_damage_in_a_column_is_noticed(tmp_path, builds):
+    index = open_shard_index(write_tar(tmp_path / "0.tar", pair_members(3)), TarFormat())
+    content = index.file.path.read_bytes()
+    index.file.path.write_bytes(flipped(content, index.header["columns"]["key"]["offset"]))
+    with pytest.raises(ChangedFileError, match="is damaged: delete it"):
+        index.column("key")
+    assert index.column("width").values.tolist() == [48] * 3
 
 
 def flipped(content, place):

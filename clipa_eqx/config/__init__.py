@@ -6,6 +6,7 @@ before anything compiles.
 """
 
 from ._check_run import check_run as check_run
+from ._filter import Comparison as Comparison, FilterConfig as FilterConfig
 from ._json import (
     config_from_json as config_from_json,
     config_to_json as config_to_json,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .._checks import check_at_least, check_between, check_choice
+from ._filter import FilterConfig
 from ._model import CLIPConfig
 from ._stage import Interpolation, StageConfig
 
@@ -39,6 +40,8 @@ class DataConfig:
     """Column of the image path, relative to the file's folder (open_clip: filepath)."""
     csv_caption: str = "title"
     """Column of the caption (open_clip: title)."""
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    """Which pairs are used."""
     threads: int = 2
     """Reader threads of each training process."""
     processes: int = 0

@@ -8,8 +8,8 @@ from typing import Any
 
 
 JSON = b"json"
-_LONGEST_LABEL = 64
-"""Characters of a metadata string that is kept; longer ones are links and prose, by which nobody filters."""
+_LONGEST_FIELD = 2000
+"""Characters of a metadata string that is kept; links are shorter."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +115,11 @@ def clean_caption(text: bytes | str, kind: TextKind = CAPTIONS) -> str:
 
 
 def scalar_fields(fields: Mapping[str, Any]) -> dict[str, float | str]:
-    """The fields by which a set can be filtered: finite numbers, yes or no as 1 or 0, and short strings."""
+    """The fields by which a set can be filtered: finite numbers, yes or no as 1 or 0, and strings."""
     found: dict[str, float | str] = {}
     for name, value in fields.items():
         if isinstance(value, str):
-            if name != "caption" and len(value) <= _LONGEST_LABEL and value.isprintable():
+            if name != "caption" and len(value) <= _LONGEST_FIELD and value.isprintable():
                 found[name] = value
         elif isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value):
             found[name] = float(value)

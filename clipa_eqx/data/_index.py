@@ -8,18 +8,19 @@ import glob
 import hashlib
 import json
 import os
-import uuid
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Shaped, UInt16
+from jaxtyping import Shaped
 
 from ._format import ShardFormat
-from ._index_file import IndexHeader, pack_index, read_header, RECORD, record_crc
+from ._index_file import COLUMN_TYPES, ColumnKind, IndexHeader, pack_index, read_header, RECORD, record_crc
 from ._reading import ChangedFileError, FileStamp, read_at, stamp_file
+from ._writing import write_whole, user_cache
 
 
 class IndexedPair(NamedTuple):
@@ -31,6 +32,15 @@ class IndexedPair(NamedTuple):
     """Where its image lies, as the shard's format counts."""
     size: int
     """Bytes of the image file."""
+
+
+class IndexColumn(NamedTuple):
+    """One value for each pair of a shard."""
+
+    kind: ColumnKind
+    values: Shaped[np.ndarray, " pairs"]
+    words: tuple[str, ...]
+    """What the values of a column of words stand for."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,11 @@ class ShardIndex:
         raw = read_at(self.file, self.header["records_offset"] + place * RECORD.itemsize, RECORD.itemsize)
         record = np.frombuffer(raw, RECORD)[0]
         text_start = self.header["texts_offset"] + int(record["text_offset"])
+        if text_start + int(record["text_size"]) > self.header["end"]:
+            raise self._damage()
         text = read_at(self.file, text_start, int(record["text_size"]))
         if record_crc(raw, text) != int(record["crc"]):
-            raise ChangedFileError(f"The index {self.file.path} is damaged: delete it and start again.")
+            raise self._damage()
         key, *captions = json.loads(text)
         return IndexedPair(key, tuple(captions), int(record["place"]), int(record["size"]))
 
@@ -67,22 +79,25 @@ class ShardIndex:
         """The image file of a pair."""
         return self.format.read_image(self.shard, pair.place, pair.size)
 
-    def records(self) -> Shaped[np.ndarray, " pairs"]:
-        """The records of all pairs, with the fields of `RECORD`: sizes in bytes and in pixels."""
-        raw = read_at(self.file, self.header["records_offset"], self.count * RECORD.itemsize)
-        return np.frombuffer(raw, RECORD)
+    def column(self, name: str) -> IndexColumn | None:
+        """A size, a score, a label or a hash for each pair; None if the shard has no such field.
 
-    def numbers(self, name: str) -> Float32[np.ndarray, " pairs"] | None:
-        """A field of metadata that holds numbers, NaN where a pair has none; None if the shard has no such field."""
-        offset = self.header["numbers"].get(name)
-        return None if offset is None else np.frombuffer(read_at(self.file, offset, 4 * self.count), "<f4")
-
-    def labels(self, name: str) -> tuple[UInt16[np.ndarray, " pairs"], tuple[str, ...]] | None:
-        """A field of metadata that holds words: an index per pair, past the end where it has none, and the words."""
-        column = self.header["labels"].get(name)
+        Raises:
+            ChangedFileError: the index file is damaged.
+        """
+        column = self.header["columns"].get(name)
         if column is None:
             return None
-        return np.frombuffer(read_at(self.file, column["offset"], 2 * self.count), "<u2"), tuple(column["words"])
+        form = COLUMN_TYPES[column["kind"]]
+        size = form.itemsize * self.count
+        content = read_at(self.file, column["offset"], size + column["words"])
+        if zlib.crc32(content) != column["crc"]:
+            raise self._damage()
+        words = tuple(json.loads(content[size:])) if column["kind"] == "word" else ()
+        return IndexColumn(column["kind"], np.frombuffer(content, form, self.count), words)
+
+    def _damage(self) -> ChangedFileError:
+        return ChangedFileError(f"The index {self.file.path} is damaged: delete it and start again.")
 
 
 def open_shard_index(shard: Path, format: ShardFormat) -> ShardIndex:
@@ -128,20 +143,13 @@ def _index_paths(shard: FileStamp, format: ShardFormat) -> tuple[Path, Path]:
     """Beside the shard and in the user's cache folder; the name tells the shard's state, and so the content."""
     folder = shard.path.absolute().parent
     name = f"{shard.path.name}.{format.name}.{shard.size:x}-{shard.mtime_ns:x}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return folder / ".clipa_index" / name, cache / "clipa_eqx" / "index" / digest / name
+    return folder / ".clipa_index" / name, user_cache() / "index" / digest / name
 
 
 def _replace_index(path: Path, content: bytes) -> None:
     """Write an index file as a whole, and remove those of earlier states of the shard."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{uuid.uuid4().hex}")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, content)
     for other in path.parent.glob(f"{glob.escape(path.stem)}.*"):
         if other != path:
             other.unlink(missing_ok=True)

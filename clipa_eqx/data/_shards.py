@@ -35,12 +35,12 @@ class ShardPairs:
             ValueError: the shards hold no pair.
         """
         with ThreadPoolExecutor(_INDEX_THREADS) as threads:
-            self._shards: list[ShardIndex] = list(threads.map(lambda shard: open_shard_index(shard, format), shards))
-        self._ends = list(itertools.accumulate(shard.count for shard in self._shards))
+            self.shards = list(threads.map(lambda shard: open_shard_index(shard, format), shards))
+        self._ends = list(itertools.accumulate(shard.count for shard in self.shards))
         counts: Counter[str] = Counter()
         # Over names of shards, names and places of images, and captions; not over the pixels, nor where shards lie.
         digest = hashlib.sha256()
-        for shard in self._shards:
+        for shard in self.shards:
             counts.update(shard.header["skipped"])
             digest.update(f"{shard.shard.path.name}\0{shard.shard.size}\0{shard.header['checksum']}\n".encode())
         self.fingerprint = digest.hexdigest()[:32]
@@ -58,16 +58,11 @@ class ShardPairs:
         shard, pair = self._find(index)
         return Pair(_key(shard, pair), shard.image(pair), pair.captions)
 
-    @property
-    def shards(self) -> Sequence[ShardIndex]:
-        """The index of each shard, in order."""
-        return self._shards
-
     def locate(self, index: int) -> tuple[int, int]:
         """In which shard a pair is, and where in it."""
         index = check_index(index, len(self))
         number = bisect.bisect_right(self._ends, index)
-        return number, index - (self._ends[number] - self._shards[number].count)
+        return number, index - (self._ends[number] - self.shards[number].count)
 
     def key(self, index: int) -> str:
         """Shard and name in it."""
@@ -84,7 +79,7 @@ class ShardPairs:
 
     def _find(self, index: int) -> tuple[ShardIndex, IndexedPair]:
         number, place = self.locate(index)
-        shard = self._shards[number]
+        shard = self.shards[number]
         return shard, shard.pair(place)
 
 

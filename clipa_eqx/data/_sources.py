@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ..config import DataConfig
+from ..config import DataConfig, FilterConfig
 from ._files import open_csv, open_folder
+from ._filter import FilteredPairs
 from ._pair import PairSource
 from ._shards import find_shards, ShardPairs
 from ._tar_format import TarFormat
@@ -30,8 +31,14 @@ def open_pairs(config: DataConfig) -> PairSource:
         raise ValueError("data.train is empty: give a folder or glob of tars, a .csv or .tsv file, or a folder.")
     path = Path(config.train).expanduser()
     layout = _find_layout(path) if config.layout == "auto" else config.layout
+    filtered = config.filter != FilterConfig()
     if layout == "webdataset":
-        return ShardPairs(find_shards(str(path)), TarFormat())
+        pairs = ShardPairs(find_shards(str(path)), TarFormat())
+        return FilteredPairs(pairs, config.filter) if filtered else pairs
+    if filtered:
+        raise ValueError(
+            f"data.filter needs an index, which layout {layout} has not: leave out the filter, or use tars."
+        )
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at data.train={config.train!r}.")
     if layout == "csv":

@@ -1,7 +1,13 @@
-"""Files that other processes see whole or not at all."""
+"""Files that other processes see whole or not at all, and where the package keeps its own."""
 
+import os
 import uuid
 from pathlib import Path
+
+
+def user_cache() -> Path:
+    """The package's folder in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clipa_eqx"
 
 
 def write_whole(path: Path, content: bytes) -> None:
