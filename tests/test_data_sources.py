@@ -252,7 +252,7 @@ def test_paths_that_lead_nowhere(tmp_path):
     with pytest.raises(ValueError, match=r"data\.train is empty"):
         open_pairs(DataConfig())
     for layout in ("csv", "folder"):
-        with pytest.raises(FileNotFoundError, match="nothing at data.train"):
+        with pytest.raises(FileNotFoundError, match="nothing at .*none"):
             open_at(tmp_path / "none", layout=layout)
     with pytest.raises(ValueError, match="holds no tar, and no image with a caption"):
         open_at(tmp_path)

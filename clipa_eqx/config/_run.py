@@ -26,8 +26,12 @@ class DataConfig:
 
     train: str = ""
     """Training pairs: a folder or glob of webdataset tars, a .csv/.tsv file, or a folder of image and .txt files."""
+    mixture: tuple[str, ...] = ()
+    """Several sets of training pairs instead of `train`, each written as there."""
+    mixture_weights: tuple[float, ...] = ()
+    """Share of samples of each set of the mixture, in any unit; empty: in proportion to their sizes."""
     layout: SourceLayout = "auto"
-    """How `train` is laid out; auto looks."""
+    """How the pairs are laid out; auto looks."""
     tokenizer: str = ""
     """Vocabulary: a BERT vocab.txt, a tokenizer.json, or a folder with one of them or vocab.json and merges.txt."""
     caption_tokens: int = 64
@@ -59,6 +63,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_choice("layout", self.layout, SourceLayout)
+        if self.train and self.mixture:
+            raise ValueError("data.train and data.mixture are both given: name all sets in data.mixture.")
+        if len(set(self.mixture)) < len(self.mixture):
+            raise ValueError(f"data.mixture names a set twice: {', '.join(self.mixture)}; give it one larger weight.")
+        if self.mixture_weights and len(self.mixture_weights) != len(self.mixture):
+            raise ValueError(
+                f"data.mixture_weights has {len(self.mixture_weights)} numbers for {len(self.mixture)} sets in "
+                "data.mixture: give one for each, or none."
+            )
+        for weight in self.mixture_weights:
+            check_between("each of data.mixture_weights", weight, 0, math.inf, low_open=True, high_open=True)
         check_at_least("caption_tokens", self.caption_tokens, 1)
         check_choice("word_class", self.word_class, WordClassBy)
         check_at_least("threads", self.threads, 1)

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Int32, UInt8
 from ..config import DataConfig, Decoder, StageConfig
 from ._crop import DRAWS
 from ._image import ImageError, training_image
-from ._order import sample_draws, shuffled
+from ._order import Order, sample_draws
 from ._pair import PairSource
 from ._texts import Caption, TextReader
 
@@ -68,7 +68,7 @@ class BatchReader:
     data: DataConfig
     stage: StageConfig
     decoder: Decoder
-    seed: int
+    order: Order
     process_index: int
     process_count: int
 
@@ -98,8 +98,8 @@ class BatchReader:
             ValueError: too many pictures in a row cannot be used.
         """
         positions = self._positions(part)
-        chosen = shuffled(positions, len(self.pairs), self.seed)
-        draws = sample_draws(chosen, positions // len(self.pairs), self.seed, DRAWS + 1)
+        chosen, epochs = self.order.pairs(positions)
+        draws = sample_draws(chosen, epochs, self.order.seed, DRAWS + 1)
         captions: list[Caption] = []
         faults: list[Fault] = []
         for place, row in enumerate(range(part.first, part.stop)):
@@ -114,7 +114,7 @@ class BatchReader:
 
     def describe(self, part: Part, row: int) -> str:
         """Which pair a row is, for a message."""
-        index = int(shuffled(self._positions(Part(part.step, row, row + 1)), len(self.pairs), self.seed)[0])
+        index = int(self.order.pairs(self._positions(Part(part.step, row, row + 1)))[0][0])
         return f"{self.pairs.key(index)} (pair {index}, row {row} of step {part.step})"
 
     def _positions(self, part: Part) -> np.ndarray:
@@ -143,11 +143,8 @@ class BatchReader:
 
     def _read_substitute(self, position: int, fault: Fault, faults: list[Fault]) -> tuple[_Pixels, Caption]:
         """The pair half an epoch on, or the first usable one after it: never one of the same batch in a large set."""
-        count = len(self.pairs)
-        epoch, place = divmod(position, count)
-        others = epoch * count + (place + count // 2 + np.arange(_MOST_SUBSTITUTES)) % count
-        chosen = shuffled(others, count, self.seed)
-        draws = sample_draws(chosen, others // count, self.seed, DRAWS + 1)
+        chosen, epochs = self.order.substitutes(position, _MOST_SUBSTITUTES)
+        draws = sample_draws(chosen, epochs, self.order.seed, DRAWS + 1)
         faults.append(fault)
         for index, numbers in zip(chosen, draws, strict=True):
             result = self._read_pair(int(index), numbers, fault.row)

@@ -4,16 +4,67 @@ Nothing here keeps a state or a table, so any position can be asked for, in any 
 starts at step 1000 sees what an unbroken run would have seen.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float64, Int64, UInt64
 
 from .._checks import check_at_least
+from ._mixture import MixedPairs, take_turns, Turns
+from ._pair import PairSource
 
 
 _ROUNDS = 12
 
 
-def shuffled(positions: Int64[np.ndarray, " batch"], count: int, seed: int) -> Int64[np.ndarray, " batch"]:
+@dataclass(frozen=True)
+class Order:
+    """The order of an endless training run over one set of pairs, or over several that take turns.
+
+    Each set is gone through in reshuffled epochs of its own.
+    """
+
+    sizes: tuple[int, ...]
+    """Pairs of each set. They are numbered through, set after set."""
+    turns: Turns
+    """Which set each position belongs to."""
+    seed: int
+
+    @classmethod
+    def of(cls, pairs: PairSource, seed: int) -> "Order":
+        """The order of a source of pairs."""
+        if isinstance(pairs, MixedPairs):
+            return cls(pairs.sizes, take_turns(pairs.weights), seed)
+        return cls((len(pairs),), take_turns([1.0]), seed)
+
+    def pairs(
+        self, positions: Int64[np.ndarray, " batch"]
+    ) -> tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, " batch"]]:
+        """The pair at each position, and the epoch of its set in which it stands there."""
+        sets, places = self.turns.at(positions)
+        pairs, epochs = np.empty_like(positions), np.empty_like(positions)
+        for number in np.unique(sets):
+            chosen = sets == number
+            pairs[chosen], epochs[chosen] = self._pairs_of_set(int(number), places[chosen])
+        return pairs, epochs
+
+    def substitutes(self, position: int, most: int) -> tuple[Int64[np.ndarray, " most"], Int64[np.ndarray, " most"]]:
+        """Pairs that may stand in for the one at a position, and their epochs: those half an epoch of its set on."""
+        sets, places = self.turns.at(np.array([position]))
+        count = self.sizes[sets[0]]
+        epoch, place = divmod(int(places[0]), count)
+        return self._pairs_of_set(int(sets[0]), epoch * count + (place + count // 2 + np.arange(most)) % count)
+
+    def _pairs_of_set(
+        self, number: int, places: Int64[np.ndarray, " batch"]
+    ) -> tuple[Int64[np.ndarray, " batch"], Int64[np.ndarray, " batch"]]:
+        count = self.sizes[number]
+        return sum(self.sizes[:number]) + shuffled(places, count, self.seed, part=number), places // count
+
+
+def shuffled(
+    positions: Int64[np.ndarray, " batch"], count: int, seed: int, *, part: int = 0
+) -> Int64[np.ndarray, " batch"]:
     """The pairs at some positions of an endless sequence of reshuffled epochs.
 
     Each epoch is a permutation of all pairs, keyed by (seed, epoch): a Feistel network over the next power of two,
@@ -24,6 +75,7 @@ def shuffled(positions: Int64[np.ndarray, " batch"], count: int, seed: int) -> I
         positions: at least 0; position `count` is the first of the second epoch.
         count: number of pairs, at least 1.
         seed: at least 0.
+        part: which set this is, of several of one seed.
 
     Returns:
         Indices of pairs, in [0, count).
@@ -33,7 +85,7 @@ def shuffled(positions: Int64[np.ndarray, " batch"], count: int, seed: int) -> I
     pairs = np.empty_like(places)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        pairs[chosen] = _permute(places[chosen], count, _keys(seed, int(epoch), _ROUNDS))
+        pairs[chosen] = _permute(places[chosen], count, _keys(seed, int(epoch), _ROUNDS, stream=2 * part))
     return pairs
 
 
@@ -54,7 +106,7 @@ def sample_draws(
     numbers = np.empty((len(pairs), draws), np.float64)
     for epoch in np.unique(epochs):
         chosen = epochs == epoch
-        # The second spawn key keeps these keys apart from those of the permutation.
+        # An odd stream keeps these keys apart from those of the permutations.
         keys = _keys(seed, int(epoch), draws + 1, stream=1)
         samples = _scramble(pairs[chosen].astype(np.uint64) + keys[0])
         bits = _scramble(samples[:, None] ^ keys[None, 1:])
@@ -92,5 +144,5 @@ def _scramble(values: UInt64[np.ndarray, "*axes"]) -> UInt64[np.ndarray, "*axes"
     return values ^ values >> np.uint64(31)
 
 
-def _keys(seed: int, epoch: int, count: int, *, stream: int = 0) -> UInt64[np.ndarray, " count"]:
+def _keys(seed: int, epoch: int, count: int, *, stream: int) -> UInt64[np.ndarray, " count"]:
     return np.random.SeedSequence([seed, epoch, stream]).generate_state(count, np.uint64)

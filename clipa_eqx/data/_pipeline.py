@@ -10,6 +10,7 @@ from .._checks import check_at_least, check_between
 from ..config import DataConfig, StageConfig
 from ._batch import Arrays, Batch, BatchReader, Fault, Part
 from ._fast_jpeg import find_decoder
+from ._order import Order
 from ._pair import PairSource
 from ._readers import ReaderError, Readers
 from ._texts import TextReader
@@ -50,9 +51,9 @@ def training_batches(
 
     The batch of a step is a function of (pairs, texts, seed, step) and the decoder alone: it does not depend on threads
     and reader processes, on where the run was started or resumed, nor, taken over all processes, on how many share it.
-    Pairs come in a new global order in each epoch; a batch may span two epochs. A pair whose picture cannot be used is
-    replaced by the pair half an epoch on in the same order, or the first usable one after that, and reported in the
-    batch's `faults`. Of several captions each epoch draws one.
+    Pairs come in a new global order in each epoch; a batch may span two epochs. Sets that are mixed by weight have
+    epochs of their own. A pair whose picture cannot be used is replaced by the pair half an epoch on in the same order,
+    or the first usable one after that, and reported in the batch's `faults`. Of several captions each epoch draws one.
 
     Args:
         pairs: captioned images.
@@ -77,7 +78,8 @@ def training_batches(
         raise ValueError(
             f"batch_size={stage.batch_size} does not split over {process_count} processes: make it a multiple of them."
         )
-    reader = BatchReader(pairs, texts, data, stage, find_decoder(data), seed, process_index, process_count)
+    order = Order.of(pairs, seed)
+    reader = BatchReader(pairs, texts, data, stage, find_decoder(data), order, process_index, process_count)
     return _ReadAhead(reader, start_step)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from ..config import DataConfig, FilterConfig
 from ._files import open_csv, open_folder
 from ._filter import FilteredPairs
+from ._mixture import MixedPairs
 from ._pair import PairSource
 from ._shards import find_shards, ShardPairs
 from ._tar_format import TarFormat
@@ -27,9 +28,16 @@ def open_pairs(config: DataConfig) -> PairSource:
         FileNotFoundError: nothing lies at the path.
         ValueError: the path is empty, or holds no pair.
     """
+    if config.mixture:
+        sources = {name: _open_set(name, config) for name in config.mixture}
+        return MixedPairs(sources, config.mixture_weights)
     if not config.train:
         raise ValueError("data.train is empty: give a folder or glob of tars, a .csv or .tsv file, or a folder.")
-    path = Path(config.train).expanduser()
+    return _open_set(config.train, config)
+
+
+def _open_set(train: str, config: DataConfig) -> PairSource:
+    path = Path(train).expanduser()
     layout = _find_layout(path) if config.layout == "auto" else config.layout
     filtered = config.filter != FilterConfig()
     if layout == "webdataset":
@@ -40,7 +48,7 @@ def open_pairs(config: DataConfig) -> PairSource:
             f"data.filter needs an index, which layout {layout} has not: leave out the filter, or use tars."
         )
     if not path.exists():
-        raise FileNotFoundError(f"There is nothing at data.train={config.train!r}.")
+        raise FileNotFoundError(f"There is nothing at {train!r}, which data.train or data.mixture names.")
     if layout == "csv":
         return open_csv(path, separator=config.csv_separator, image=config.csv_image, caption=config.csv_caption)
     return open_folder(path)

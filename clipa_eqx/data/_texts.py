@@ -10,6 +10,7 @@ from jaxtyping import Int32, UInt8
 
 from ..config import DataConfig
 from ._index import ShardIndex
+from ._mixture import MixedPairs
 from ._pair import PairSource
 from ._ragged import Ragged
 from ._text_cache import build_text_cache, MOST_PIECES, open_text_cache, TextCache, TextRules, unpack_texts
@@ -110,6 +111,29 @@ class KeptTexts:
         return tokens, word_class
 
 
+@dataclass(frozen=True)
+class MixedTexts:
+    """Asks the reader of each set of a mixture."""
+
+    pairs: MixedPairs
+    readers: tuple[TextReader, ...]
+    """Of each set."""
+
+    def read(
+        self, captions: Sequence[Caption], length: int
+    ) -> tuple[Int32[np.ndarray, "batch length"], UInt8[np.ndarray, "batch length"]]:
+        """Token ids and word classes."""
+        tokens = np.empty((len(captions), length), np.int32)
+        word_class = np.empty((len(captions), length), np.uint8)
+        found = [self.pairs.locate_source(caption.index) for caption in captions]
+        for number, reader in enumerate(self.readers):
+            rows = [row for row, (source, _) in enumerate(found) if source == number]
+            own = [captions[row]._replace(index=found[row][1]) for row in rows]
+            if rows:
+                tokens[rows], word_class[rows] = reader.read(own, length)
+        return tokens, word_class
+
+
 def open_texts(pairs: PairSource, tokenizer: Tokenizer, data: DataConfig) -> TextReader:
     """What turns the captions of a source into tokens: out of texts kept beside the index where `keep_texts` was called
     for the same vocabulary and classes, at once where it was not. Both give the same tokens.
@@ -119,6 +143,8 @@ def open_texts(pairs: PairSource, tokenizer: Tokenizer, data: DataConfig) -> Tex
         tokenizer: splits captions.
         data: how pieces get their classes, and how many tokens are read.
     """
+    if isinstance(pairs, MixedPairs):
+        return MixedTexts(pairs, tuple(open_texts(source, tokenizer, data) for source in pairs.sources))
     classifier = word_classifier(tokenizer, data.word_class)
     if isinstance(pairs, IndexedPairs) and data.caption_tokens <= MOST_PIECES:
         rules = TextRules(tokenizer, classifier)

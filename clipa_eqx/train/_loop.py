@@ -150,7 +150,7 @@ def _train_stage(run: _Run, place: int, model: CLIP, *, key: Key) -> tuple[CLIP,
         start = checkpoints.latest_step() or 0
         if start:
             state, saved = checkpoints.restore(start, state)
-            _check_position(saved, position, config.data.train)
+            _check_position(saved, position, config.data.train or ", ".join(config.data.mixture))
         if start == stage.steps:
             return local_model(state), last_evaluation(run.paths, stage)
 
