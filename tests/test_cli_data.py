@@ -11,7 +11,8 @@ import pytest
 import tyro
 from PIL import Image
 
-from clipa_eqx.cli._data import Index, Inspect, MakeWorld, TrainTokenizer
+from clipa_eqx.cli._data import Inspect, MakeWorld, TrainTokenizer
+from clipa_eqx.cli._index import Index
 from clipa_eqx.data import load_tokenizer
 from clipa_eqx.data.world import make_world
 
@@ -48,7 +49,7 @@ def run(kind, *arguments):
 
 def test_index_counts_pairs_and_what_is_skipped(folder, capsys):
     result = run(Index, folder)
-    assert result == {"pairs": 4, "skipped": {"image without caption": 1}}
+    assert result == {"pairs": 4, "skipped": {"image without caption": 1}, "indexes_built": 0}
     assert "image without caption: 1" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""`clipa data`: make the built-in world, train a tokenizer, index and inspect image-text pairs."""
+"""`clipa data`: make the built-in world, train a tokenizer, inspect image-text pairs."""
 
 import io
 import re
@@ -38,14 +38,16 @@ class PairFiles:
         """Index the pairs at `path` where that is not done, and open them."""
         from ..data import open_pairs
 
-        return open_pairs(
-            DataConfig(
-                train=path,
-                layout=self.layout,
-                csv_separator=self.csv_separator,
-                csv_image=self.csv_image,
-                csv_caption=self.csv_caption,
-            )
+        return open_pairs(self.config(path))
+
+    def config(self, path: str) -> DataConfig:
+        """What the data package is told of the pairs at `path`."""
+        return DataConfig(
+            train=path,
+            layout=self.layout,
+            csv_separator=self.csv_separator,
+            csv_image=self.csv_image,
+            csv_caption=self.csv_caption,
         )
 
 
@@ -87,7 +89,7 @@ class MakeWorld:
             processes=self.processes,
         )
         result = {"directory": str(self.directory), **asdict(summary)}
-        _print_table("world", {**result, "unseen": len(summary.unseen)})
+        print_table("world", {**result, "unseen": len(summary.unseen)})
         return result
 
 
@@ -122,25 +124,7 @@ class TrainTokenizer:
             "vocab_size": tokenizer.vocab_size,
             "captions": len(captions),
         }
-        _print_table("tokenizer", result)
-        return result
-
-
-@dataclass(frozen=True)
-class Index:
-    """Build the indexes that training reads from, and count what they hold."""
-
-    path: tyro.conf.Positional[str]
-    """Image-text pairs: a folder or glob of webdataset tars, a .csv/.tsv file, or a folder of image and .txt files."""
-    files: Files = field(default_factory=PairFiles)
-    """How the pairs are laid out."""
-    json: bool = False
-    """Print one JSON object as the last line."""
-
-    def run(self) -> dict[str, Any]:
-        """Index and count."""
-        result = _counts(self.files.open(self.path))
-        _print_table("pairs", result)
+        print_table("tokenizer", result)
         return result
 
 
@@ -166,8 +150,8 @@ class Inspect:
 
         tokenizer = load_tokenizer(self.tokenizer) if self.tokenizer else None
         pairs = self.files.open(self.path)
-        result = {**_counts(pairs), **_inspect_sample(pairs, self.sample, tokenizer)}
-        _print_table("pairs", result)
+        result = {**pair_counts(pairs), **_inspect_sample(pairs, self.sample, tokenizer)}
+        print_table("pairs", result)
         return result
 
 
@@ -186,7 +170,8 @@ def _read_sample(pairs: "PairSource", most: int, broken: Counter[str]) -> "Itera
             broken[error.strerror or type(error).__name__] += 1
 
 
-def _counts(pairs: "PairSource") -> dict[str, Any]:
+def pair_counts(pairs: "PairSource") -> dict[str, Any]:
+    """Pairs, and what was left out by reason."""
     return {"pairs": len(pairs), "skipped": dict(pairs.skipped)}
 
 
@@ -237,7 +222,7 @@ def _spread(values: Sequence[int]) -> dict[str, int]:
     return {name: ordered[place] for name, place in places.items()}
 
 
-def _print_table(title: str, result: dict[str, Any]) -> None:
+def print_table(title: str, result: dict[str, Any]) -> None:
     """Print a result for people: a row per value, nested values in one row."""
     from rich.console import Console
     from rich.table import Table

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Protocol
 
 import tyro
 
-from ._data import Index, Inspect, MakeWorld, TrainTokenizer
+from ._data import Inspect, MakeWorld, TrainTokenizer
 from ._demo import Demo
 from ._evaluate import Evaluate
+from ._index import Index
 from ._train import Train
 from ._weights import Export, Import, Verify
 

@@ -13,7 +13,7 @@ from ._sets import (
     open_retrieval as open_retrieval,
     RetrievalSet as RetrievalSet,
 )
-from ._sources import open_pairs as open_pairs
+from ._sources import index_pairs as index_pairs, open_pairs as open_pairs
 from ._texts import (
     Caption as Caption,
     keep_texts as keep_texts,

@@ -10,6 +10,8 @@ import json
 import os
 import zlib
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +23,9 @@ from ._format import ShardFormat
 from ._index_file import COLUMN_TYPES, ColumnKind, IndexHeader, pack_index, read_header, RECORD, record_crc
 from ._reading import ChangedFileError, FileStamp, read_at, stamp_file
 from ._writing import write_whole, user_cache
+
+
+_THREADS = 8
 
 
 class IndexedPair(NamedTuple):
@@ -100,6 +105,16 @@ class ShardIndex:
         return ChangedFileError(f"The index {self.file.path} is damaged: delete it and start again.")
 
 
+def load_indexes(shards: Sequence[Path], format: ShardFormat) -> list[ShardIndex | None]:
+    """Read the index of each shard; None for those that have none which fits the shard's size and time.
+
+    Raises:
+        OSError: a shard cannot be read.
+    """
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(lambda shard: _load_index(stamp_file(shard), format), shards))
+
+
 def open_shard_index(shard: Path, format: ShardFormat) -> ShardIndex:
     """Read the index of a shard, or build and keep it when there is none that fits the shard's size and time.
 
@@ -110,14 +125,11 @@ def open_shard_index(shard: Path, format: ShardFormat) -> ShardIndex:
         OSError: the shard cannot be read, or no index file can be written in either place.
     """
     stamp = stamp_file(shard)
-    paths = _index_paths(stamp, format)
-    for path in paths:
-        index = _load(path, stamp, format)
-        if index is not None:
-            return index
+    if (index := _load_index(stamp, format)) is not None:
+        return index
     content = _build(stamp, format)
     failures: list[str] = []
-    for path in paths:
+    for path in _index_paths(stamp, format):
         try:
             _replace_index(path, content)
         except OSError as error:
@@ -153,6 +165,11 @@ def _replace_index(path: Path, content: bytes) -> None:
     for other in path.parent.glob(f"{glob.escape(path.stem)}.*"):
         if other != path:
             other.unlink(missing_ok=True)
+
+
+def _load_index(shard: FileStamp, format: ShardFormat) -> ShardIndex | None:
+    found = (_load(path, shard, format) for path in _index_paths(shard, format))
+    return next((index for index in found if index is not None), None)
 
 
 def _load(path: Path, shard: FileStamp, format: ShardFormat) -> ShardIndex | None:

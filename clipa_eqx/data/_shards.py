@@ -6,17 +6,20 @@ import hashlib
 import itertools
 import operator
 import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ._format import ShardFormat
-from ._index import IndexedPair, open_shard_index, ShardIndex
+from ._index import IndexedPair, load_indexes, open_shard_index, ShardIndex
 from ._pair import Pair
 
 
-_INDEX_THREADS = 8
+_THREADS = 8
+_MANY = 100
+"""Shards without an index whose reading is worth a hint."""
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -34,8 +37,7 @@ class ShardPairs:
             FileNotFoundError: a shard is not there.
             ValueError: the shards hold no pair.
         """
-        with ThreadPoolExecutor(_INDEX_THREADS) as threads:
-            self.shards = list(threads.map(lambda shard: open_shard_index(shard, format), shards))
+        self.shards = _open_indexes(shards, format)
         self._ends = list(itertools.accumulate(shard.count for shard in self.shards))
         counts: Counter[str] = Counter()
         # Over names of shards, names and places of images, and captions; not over the pixels, nor where shards lie.
@@ -81,6 +83,19 @@ class ShardPairs:
         number, place = self.locate(index)
         shard = self.shards[number]
         return shard, shard.pair(place)
+
+
+def _open_indexes(shards: Sequence[Path], format: ShardFormat) -> list[ShardIndex]:
+    found = load_indexes(shards, format)
+    missing = sum(index is None for index in found)
+    if missing >= _MANY:
+        warnings.warn(
+            f"{missing} of {len(shards)} shards have no index yet; they are read now. `clipa data index` reads them "
+            "beforehand, with several processes or machines, and can be stopped and continued.",
+            stacklevel=3,
+        )
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(lambda shard, index: index or open_shard_index(shard, format), shards, found))
 
 
 def _key(shard: ShardIndex, pair: IndexedPair) -> str:

@@ -1,10 +1,14 @@
 """Opening captioned images, whatever their layout."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from .._checks import check_between
 from ..config import DataConfig, FilterConfig
 from ._files import open_csv, open_folder
 from ._filter import FilteredPairs
+from ._index import load_indexes
+from ._indexing import build_indexes
 from ._mixture import MixedPairs
 from ._pair import PairSource
 from ._shards import find_shards, ShardPairs
@@ -36,9 +40,43 @@ def open_pairs(config: DataConfig) -> PairSource:
     return _open_set(config.train, config)
 
 
+def index_pairs(
+    config: DataConfig, *, processes: int, part: tuple[int, int] = (0, 1), report: Callable[[int, int], None]
+) -> tuple[PairSource, int]:
+    """Build the indexes that [`open_pairs`][clipa_eqx.data.open_pairs] would miss, with several processes.
+
+    Args:
+        config: where the pairs are and how they are laid out.
+        processes: how many read at once, at least 1.
+        part: number of a part and number of parts, for several machines that share the shards; (0, 1) is all.
+        report: called with the shards done and the shards to do.
+
+    Returns:
+        The pairs, those of this part alone, and the number of indexes that were built.
+
+    Raises:
+        OSError: some shards could not be indexed.
+        ValueError: there are fewer shards than parts, or they hold no pair.
+    """
+    path = Path(config.train).expanduser()
+    if _find_layout(path, config) != "webdataset":
+        return open_pairs(config), 0
+    shards, format = find_shards(str(path)), TarFormat()
+    number, count = part
+    check_between("part", number, 0, count - 1)
+    if count > len(shards):
+        raise ValueError(f"{len(shards)} shards do not split into {count} parts: use at most as many parts as shards.")
+    shards = shards[number::count]
+    indexes = load_indexes(shards, format)
+    unindexed = [shard for shard, index in zip(shards, indexes, strict=True) if index is None]
+    if unindexed:
+        build_indexes(unindexed, format, processes=processes, report=lambda done: report(done, len(unindexed)))
+    return ShardPairs(shards, format), len(unindexed)
+
+
 def _open_set(train: str, config: DataConfig) -> PairSource:
     path = Path(train).expanduser()
-    layout = _find_layout(path) if config.layout == "auto" else config.layout
+    layout = _find_layout(path, config)
     filtered = config.filter != FilterConfig()
     if layout == "webdataset":
         pairs = ShardPairs(find_shards(str(path)), TarFormat())
@@ -54,7 +92,9 @@ def _open_set(train: str, config: DataConfig) -> PairSource:
     return open_folder(path)
 
 
-def _find_layout(path: Path) -> str:
+def _find_layout(path: Path, config: DataConfig) -> str:
+    if config.layout != "auto":
+        return config.layout
     if path.suffix.lower() in (".csv", ".tsv"):
         return "csv"
     if path.is_dir() and next(path.glob("*.tar"), None) is None:

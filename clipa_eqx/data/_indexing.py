@@ -1,0 +1,118 @@
+"""Indexes of many shards, built by several processes."""
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from ._format import ShardFormat
+from ._index import open_shard_index
+
+
+def build_indexes(
+    shards: Sequence[Path], format: ShardFormat, *, processes: int, report: Callable[[int], None]
+) -> None:
+    """Build the index of each shard.
+
+    The file of an index appears as a whole once its shard is read, so whatever was built stays when this is
+    interrupted or killed. A shard that cannot be read, or whose reader dies, does not stop the others.
+
+    Args:
+        shards: to be indexed.
+        format: of all of them.
+        processes: how many read at once, at least 1.
+        report: called with the number of shards done, whenever one is.
+
+    Raises:
+        OSError: some shards could not be indexed; the first is named.
+    """
+    todo, failures = iter(shards), list[str]()
+    with _start_workers(min(processes, len(shards)), format) as workers:
+        idle = list(workers)
+        done = 0
+        while done < len(shards):
+            while idle and (shard := next(todo, None)) is not None:
+                idle.pop().give(shard)
+            ready = wait([worker.connection for worker in workers if worker.shard is not None])
+            for worker in [worker for worker in workers if worker.connection in ready]:
+                if fault := worker.finish():
+                    failures.append(fault)
+                idle.append(worker)
+                done += 1
+                report(done)
+    if failures:
+        raise OSError(
+            f"{len(failures)} of {len(shards)} shards could not be indexed, the first: {failures[0]}. The others are "
+            "done: mend or remove these and start again."
+        )
+
+
+class _Worker:
+    """A process that indexes one shard at a time; a new one takes its place when it dies."""
+
+    def __init__(self, format: ShardFormat) -> None:
+        self._format = format
+        self.shard: Path | None = None
+        """What it is at work on."""
+        self._start()
+
+    def _start(self) -> None:
+        # A forked process would share the locks of whatever threads run here.
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self._process = context.Process(target=_work, args=(other, self._format), daemon=True)
+        self._process.start()
+        other.close()
+
+    def give(self, shard: Path) -> None:
+        """Let it start on a shard; how that went is for `finish` to say."""
+        self.shard = shard
+        with contextlib.suppress(BrokenPipeError):
+            self.connection.send(shard)
+
+    def finish(self) -> str | None:
+        """What went wrong with the shard, once the connection is ready; None if nothing did."""
+        shard, self.shard = self.shard, None
+        try:
+            fault = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            self.connection.close()
+            fault = f"the process that read it died with exit code {self._process.exitcode}"
+            self._start()
+        return fault and f"{shard}: {fault}"
+
+    def stop(self) -> None:
+        """End it, whatever it is at."""
+        self.connection.close()
+        self._process.terminate()
+        self._process.join()
+
+
+@contextlib.contextmanager
+def _start_workers(count: int, format: ShardFormat) -> Iterator[list[_Worker]]:
+    workers: list[_Worker] = []
+    try:
+        workers += (_Worker(format) for _ in range(count))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+def _work(connection: Connection, format: ShardFormat) -> None:
+    # Ctrl-C reaches all processes of a terminal; the parent ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            shard = connection.recv()
+        except EOFError:
+            return
+        try:
+            open_shard_index(shard, format)
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}")
+        else:
+            connection.send(None)
