@@ -24,7 +24,7 @@ from ._writing import write_whole, user_cache
 _THREADS = 8
 _KEPT_FROM = 1_000_000
 """Pairs of a set from which on the result of a filter is kept in a file; below, it takes less than a second."""
-_HASHES_AT_ONCE = 1 << 23
+_HASHES_AT_ONCE = 1 << 22
 _BLOCK_BYTES = 64
 
 _Mask = Bool[np.ndarray, " pairs"]
@@ -232,18 +232,20 @@ def _drop_duplicates(shards: Sequence[ShardIndex], slices: Sequence[slice], kept
     """
     parts = 1 << max(0, (int(np.count_nonzero(kept)) // _HASHES_AT_ONCE).bit_length())
     dropped = 0
-    for part in range(parts):
-        hashes, places = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-        for shard, place in zip(shards, slices, strict=True):
-            values = _hashes(shard, name)
-            chosen = np.flatnonzero((values % np.uint64(parts) == part) & (values != 0) & kept[place])
-            hashes.append(values[chosen])
-            places.append(chosen + place.start)
-        values = np.concatenate(hashes)
-        order = np.argsort(values, kind="stable")
-        again = order[1:][values[order[1:]] == values[order[:-1]]]
-        kept[np.concatenate(places)[again]] = False
-        dropped += len(again)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        for part in range(parts):
+
+            def choose(shard: ShardIndex, place: slice, part: int = part) -> tuple[np.ndarray, np.ndarray]:
+                values = _hashes(shard, name)
+                chosen = np.flatnonzero((values & np.uint64(parts - 1) == part) & (values != 0) & kept[place])
+                return values[chosen], chosen + place.start
+
+            values, places = (np.concatenate(found) for found in zip(*threads.map(choose, shards, slices), strict=True))
+            order = np.argsort(values, kind="stable")
+            values = values[order]
+            again = places[order[1:][values[1:] == values[:-1]]]
+            kept[again] = False
+            dropped += len(again)
     return dropped
 
 
