@@ -39,7 +39,7 @@ import numpy as np
 from PIL import Image
 
 from clipa_eqx.config import DataConfig, FilterConfig, StageConfig
-from clipa_eqx.data import load_tokenizer, open_pairs, train_tokenizer, training_batches, word_classes
+from clipa_eqx.data import load_tokenizer, open_pairs, open_texts, train_tokenizer, training_batches
 
 
 PAIRS = 10_000
@@ -138,7 +138,7 @@ def first_batch(case: str, folder: Path, shards: int, started: float) -> dict[st
     opened = time.time()
     tokenizer = load_tokenizer(str(folder / "vocabulary"))
     stage = StageConfig(batch_size=256, image_size=64)
-    batches = training_batches(pairs, tokenizer, data, stage, word_class_table=word_classes(tokenizer), seed=0)
+    batches = training_batches(pairs, open_texts(pairs, tokenizer, data), data, stage, seed=0)
     next(batches)
     ended = time.time()
     batches.close()

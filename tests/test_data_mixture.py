@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from data_files import NumberTokenizer, pair_members, write_tar
+from data_files import NumberTexts, pair_members, write_tar
 
 from clipa_eqx.config import DataConfig, FilterConfig, StageConfig
 from clipa_eqx.data import open_pairs, PairSource, training_batches
@@ -89,10 +89,9 @@ def numbers(config, steps, start=0, process=(0, 1)):
     """Numbers of the pairs in each batch of one process."""
     batches = training_batches(
         open_pairs(config),
-        NumberTokenizer(),
+        NumberTexts(),
         config,
         StageConfig(batch_size=8, image_size=16),
-        word_class_table=np.zeros(4096, np.uint8),
         seed=3,
         process_index=process[0],
         process_count=process[1],

@@ -18,7 +18,7 @@ from ._index import IndexColumn, ShardIndex
 from ._index_file import hash_text
 from ._pair import Pair
 from ._shards import check_index, describe_counts, ShardPairs
-from ._writing import write_whole, user_cache
+from ._writing import user_cache, write_whole
 
 
 _THREADS = 8

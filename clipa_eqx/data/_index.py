@@ -22,7 +22,7 @@ from jaxtyping import Shaped
 from ._format import ShardFormat
 from ._index_file import COLUMN_TYPES, ColumnKind, IndexHeader, pack_index, read_header, RECORD, record_crc
 from ._reading import ChangedFileError, FileStamp, read_at, stamp_file
-from ._writing import write_whole, user_cache
+from ._writing import user_cache, write_whole
 
 
 _THREADS = 8
