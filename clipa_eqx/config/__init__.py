@@ -29,6 +29,7 @@ from ._model import (
     VisionConfig as VisionConfig,
     VisionPosition as VisionPosition,
 )
+from ._remote import RemoteConfig as RemoteConfig
 from ._run import (
     CheckpointConfig as CheckpointConfig,
     DataConfig as DataConfig,

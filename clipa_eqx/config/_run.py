@@ -8,6 +8,7 @@ from typing import Literal
 from .._checks import check_at_least, check_between, check_choice
 from ._filter import FilterConfig
 from ._model import CLIPConfig
+from ._remote import RemoteConfig
 from ._stage import Interpolation, StageConfig
 
 
@@ -46,6 +47,8 @@ class DataConfig:
     """Column of the caption (open_clip: title)."""
     filter: FilterConfig = field(default_factory=FilterConfig)
     """Which pairs are used."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How shards behind a network are read."""
     threads: int = 2
     """Reader threads of each training process."""
     processes: int = 0

@@ -22,6 +22,7 @@ from jaxtyping import Shaped
 from ._format import ShardFormat
 from ._index_file import COLUMN_TYPES, ColumnKind, IndexHeader, pack_index, read_header, RECORD, record_crc
 from ._reading import ChangedFileError, FileStamp, read_at, stamp_file
+from ._remote import RemoteFile
 from ._writing import user_cache, write_whole
 
 
@@ -101,11 +102,15 @@ class ShardIndex:
         words = tuple(json.loads(content[size:])) if column["kind"] == "word" else ()
         return IndexColumn(column["kind"], np.frombuffer(content, form, self.count), words)
 
+    def beside(self, ending: str) -> Path:
+        """Path of a file that belongs to the index, and goes when that is built anew."""
+        return Path(f"{self.file.path}{ending}")
+
     def _damage(self) -> ChangedFileError:
         return ChangedFileError(f"The index {self.file.path} is damaged: delete it and start again.")
 
 
-def load_indexes(shards: Sequence[Path], format: ShardFormat) -> list[ShardIndex | None]:
+def load_indexes(shards: Sequence[Path | RemoteFile], format: ShardFormat) -> list[ShardIndex | None]:
     """Read the index of each shard; None for those that have none which fits the shard's size and time.
 
     Raises:
@@ -115,7 +120,7 @@ def load_indexes(shards: Sequence[Path], format: ShardFormat) -> list[ShardIndex
         return list(threads.map(lambda shard: _load_index(stamp_file(shard), format), shards))
 
 
-def open_shard_index(shard: Path, format: ShardFormat) -> ShardIndex:
+def open_shard_index(shard: Path | RemoteFile, format: ShardFormat) -> ShardIndex:
     """Read the index of a shard, or build and keep it when there is none that fits the shard's size and time.
 
     Index files are kept in a folder `.clipa_index` beside the shard; where that cannot be written, in the user's cache
@@ -151,10 +156,13 @@ def _build(shard: FileStamp, format: ShardFormat) -> bytes:
     return pack_index(shard, format.name, pairs, skipped)
 
 
-def _index_paths(shard: FileStamp, format: ShardFormat) -> tuple[Path, Path]:
+def _index_paths(shard: FileStamp, format: ShardFormat) -> tuple[Path, ...]:
     """Beside the shard and in the user's cache folder; the name tells the shard's state, and so the content."""
+    name = f"{shard.path.name}.{format.name}.{shard.size:x}-{shard.version:x}"
+    if isinstance(shard.path, RemoteFile):
+        digest = hashlib.sha256(shard.path.folder.encode()).hexdigest()[:16]
+        return (user_cache() / "index" / digest / name,)
     folder = shard.path.absolute().parent
-    name = f"{shard.path.name}.{format.name}.{shard.size:x}-{shard.mtime_ns:x}"
     digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     return folder / ".clipa_index" / name, user_cache() / "index" / digest / name
 
@@ -181,7 +189,7 @@ def _load(path: Path, shard: FileStamp, format: ShardFormat) -> ShardIndex | Non
     header = read_header(file)
     if header is None:
         return None
-    if (header["format"], header["size"], header["mtime_ns"]) != (format.name, shard.size, shard.mtime_ns):
+    if (header["format"], header["size"], header["shard_version"]) != (format.name, shard.size, shard.version):
         return None
     if header["end"] != file.size:
         return None

@@ -59,8 +59,8 @@ class IndexHeader(TypedDict):
     format: str
     size: int
     """Bytes of the shard."""
-    mtime_ns: int
-    """Last change of the shard."""
+    shard_version: int
+    """As `FileStamp` has it."""
     count: int
     skipped: dict[str, int]
     checksum: int
@@ -83,7 +83,7 @@ def pack_index(shard: FileStamp, format: str, pairs: Sequence[ScannedPair], skip
         version=VERSION,
         format=format,
         size=shard.size,
-        mtime_ns=shard.mtime_ns,
+        shard_version=shard.version,
         count=len(pairs),
         skipped=dict(sorted(skipped.items())),
         checksum=zlib.crc32(texts, zlib.crc32(records)),

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ._format import ShardFormat
 from ._index import open_shard_index
+from ._remote import RemoteFile
 
 
 def build_indexes(
-    shards: Sequence[Path], format: ShardFormat, *, processes: int, report: Callable[[int], None]
+    shards: Sequence[Path | RemoteFile], format: ShardFormat, *, processes: int, report: Callable[[int], None]
 ) -> None:
     """Build the index of each shard.
 
@@ -54,7 +55,7 @@ class _Worker:
 
     def __init__(self, format: ShardFormat) -> None:
         self._format = format
-        self.shard: Path | None = None
+        self.shard: Path | RemoteFile | None = None
         """What it is at work on."""
         self._start()
 
@@ -66,7 +67,7 @@ class _Worker:
         self._process.start()
         other.close()
 
-    def give(self, shard: Path) -> None:
+    def give(self, shard: Path | RemoteFile) -> None:
         """Let it start on a shard; how that went is for `finish` to say."""
         self.shard = shard
         with contextlib.suppress(BrokenPipeError):

@@ -1,10 +1,12 @@
-"""Bytes out of files by offset, from any number of threads, with few files open."""
+"""Bytes out of files by offset, from any number of threads, with few files open, wherever the files are."""
 
 import functools
 import os
 from io import BufferedIOBase, BufferedReader, FileIO
 from pathlib import Path
 from typing import NamedTuple
+
+from ._remote import open_remote, read_remote, RemoteFile, stat_remote
 
 
 _MOST_OPEN_FILES = 256
@@ -14,9 +16,10 @@ _SCAN_BUFFER = 1 << 17
 class FileStamp(NamedTuple):
     """A file as it was when it was looked at."""
 
-    path: Path
+    path: Path | RemoteFile
     size: int
-    mtime_ns: int
+    version: int
+    """Time of its last change in ns; of a remote file, a hash of what its server says of its version."""
     replaceable: bool = False
     """Its name tells what it holds, so a copy that another process puts in its place is as good."""
 
@@ -25,8 +28,14 @@ class ChangedFileError(RuntimeError):
     """A file is not what it was when its index was read."""
 
 
-def stamp_file(path: Path, *, replaceable: bool = False) -> FileStamp:
-    """Size and time of the last change of a file."""
+def stamp_file(path: Path | RemoteFile, *, replaceable: bool = False) -> FileStamp:
+    """Size and version of a file.
+
+    Raises:
+        OSError: there is no such file, or it cannot be reached.
+    """
+    if isinstance(path, RemoteFile):
+        return FileStamp(path, *stat_remote(path))
     status = path.stat()
     return FileStamp(path, status.st_size, status.st_mtime_ns, replaceable)
 
@@ -37,9 +46,11 @@ def read_at(file: FileStamp, offset: int, size: int) -> bytes:
     Nothing is memory-mapped: a map of a file that is cut short afterwards kills the process.
 
     Raises:
-        ChangedFileError: the file was replaced or changed since it was stamped.
+        ChangedFileError: the file was replaced or changed since it was stamped; of a remote file this is not seen.
         OSError: it cannot be read.
     """
+    if isinstance(file.path, RemoteFile):
+        return read_remote(file.path, file.version, offset, size)
     opened = _open(file)
     parts = []
     while size and (part := os.pread(opened.descriptor, size, offset)):
@@ -56,6 +67,8 @@ def open_in_order(file: FileStamp) -> BufferedIOBase:
     Raises:
         OSError: it cannot be read.
     """
+    if isinstance(file.path, RemoteFile):
+        return open_remote(file.path, file.size)
     return BufferedReader(FileIO(file.path), _SCAN_BUFFER)
 
 
@@ -63,9 +76,9 @@ class _OpenFile:
     """A descriptor that closes once nobody uses it, so that one thread may drop it while another one reads."""
 
     def __init__(self, file: FileStamp) -> None:
-        self.descriptor = os.open(file.path, os.O_RDONLY)
+        self.descriptor = os.open(str(file.path), os.O_RDONLY)
         status = os.fstat(self.descriptor)
-        if not file.replaceable and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+        if not file.replaceable and (status.st_size, status.st_mtime_ns) != (file.size, file.version):
             raise ChangedFileError(
                 f"{file.path} changed after its index was read: start again, and leave the data as it is during a run."
             )

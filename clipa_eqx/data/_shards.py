@@ -12,9 +12,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..config import RemoteConfig
 from ._format import ShardFormat
 from ._index import IndexedPair, load_indexes, open_shard_index, ShardIndex
 from ._pair import Pair
+from ._remote import list_remote, RemoteFile
 
 
 _THREADS = 8
@@ -26,7 +28,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 class ShardPairs:
     """The pairs of some shards of one format, by index: shard after shard, in each in the shard's own order."""
 
-    def __init__(self, shards: Sequence[Path], format: ShardFormat) -> None:
+    def __init__(self, shards: Sequence[Path | RemoteFile], format: ShardFormat) -> None:
         """Open shards, and index those that have no index yet.
 
         Args:
@@ -85,7 +87,7 @@ class ShardPairs:
         return shard, shard.pair(place)
 
 
-def _open_indexes(shards: Sequence[Path], format: ShardFormat) -> list[ShardIndex]:
+def _open_indexes(shards: Sequence[Path | RemoteFile], format: ShardFormat) -> list[ShardIndex]:
     found = load_indexes(shards, format)
     missing = sum(index is None for index in found)
     if missing >= _MANY:
@@ -139,6 +141,29 @@ def find_shards(path: str) -> list[Path]:
     shards = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
     if not shards:
         raise FileNotFoundError(f"There is no tar at {path}.")
+    return shards
+
+
+def find_remote_shards(url: str, pattern: str, config: RemoteConfig) -> list[RemoteFile]:
+    """Shards at an address: a shard, a folder of them in a bucket, a glob, or a name with ranges.
+
+    Args:
+        url: where they are.
+        pattern: of the names of those in a folder.
+        config: how they are read.
+
+    Raises:
+        FileNotFoundError: there is none. One of a range that is missing is found when it is opened.
+        ValueError: a glob or folder of a server that cannot list files.
+    """
+    if _RANGE.search(url):
+        return [RemoteFile(name, config) for name in _expand_ranges(url)]
+    name = RemoteFile(url, config).name
+    if name and "*" not in url and Path(name).match(pattern):
+        return [RemoteFile(url, config)]
+    shards = list_remote(url if "*" in url else f"{url.rstrip('/')}/{pattern}", config)
+    if not shards:
+        raise FileNotFoundError(f"There is no shard at {url}.")
     return shards
 
 

@@ -166,7 +166,7 @@ def build_text_cache(index: ShardIndex, rules: TextRules) -> int:
 
 def text_cache_path(index: ShardIndex, rules: TextRules) -> Path:
     """Beside the index file, whose name tells the shard's state; it goes when the index is built anew."""
-    return index.file.path.with_name(f"{index.file.path.name}.{rules.key}.text")
+    return index.beside(f".{rules.key}.text")
 
 
 def _pack_texts(captions: Sequence[str], rules: TextRules) -> list[bytes]:
