@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-bridges lint docs bench clean
+.PHONY: demo test test-bridges test-data lint docs bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## Make the built-in world, train a tiny CLIP in two stages, measure it
@@ -14,6 +14,9 @@ test: $(VENV)/.installed-test  ## The plain test run: no accelerator, no network
 
 test-bridges: $(VENV)/.installed-bridges  ## Weights and tokens against torch, transformers and open_clip, on the CPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_bridge_*.py
+
+test-data: $(VENV)/.installed-data  ## Shards behind HTTP and in an S3 bucket, on servers of this machine
+	$(BIN)/python -m pytest tests/test_remote.py
 
 lint: $(VENV)/.installed-test  ## Formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -39,6 +42,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 $(VENV)/.installed-bridges: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet -e ".[fast,test,torch]" transformers regex -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch timm -c constraints.txt
+	touch $@
+
+$(VENV)/.installed-data: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet -e ".[test,remote]" "moto[s3]" flask flask-cors -c constraints.txt
 	touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed

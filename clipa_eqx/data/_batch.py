@@ -12,6 +12,7 @@ from ._crop import DRAWS
 from ._image import ImageError, training_image
 from ._order import Order, sample_draws
 from ._pair import PairSource
+from ._remote import RemoteError
 from ._texts import Caption, TextReader
 
 
@@ -125,6 +126,9 @@ class BatchReader:
     def _read_pair(self, index: int, draws: Float64[np.ndarray, " draws"], row: int) -> tuple[_Pixels, Caption] | Fault:
         try:
             pair = self.pairs[index]
+        except RemoteError:
+            # A server that is down is no fault of this pair: the run ends rather than train on others.
+            raise
         except OSError as error:
             return Fault(f"pair {index}", str(error), row)
         try:

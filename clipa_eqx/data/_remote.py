@@ -156,7 +156,9 @@ def _persist(file: RemoteFile, request: Callable[[Any, float], _T]) -> _T:
     """Ask again, with growing pauses, until there is an answer or the attempts are used up."""
     config = file.config
     system = _file_system(file.url.partition("://")[0])
-    for attempt in range(1, config.attempts + 1):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             return request(system, config.timeout_s)
         except RemoteError:
@@ -167,16 +169,16 @@ def _persist(file: RemoteFile, request: Callable[[Any, float], _T]) -> _T:
             if _is_refusal(error) or attempt == config.attempts:
                 cause = error.__cause__ or error
                 raise RemoteError(
-                    f"{file} cannot be read: {type(cause).__name__}: {cause} ({attempt} of {config.attempts} attempts, "
-                    f"{config.timeout_s:g} s each). Check address, network and credentials; data.remote sets both."
+                    f"{file} cannot be read: {type(cause).__name__} {' '.join(str(cause).split())} ({attempt} of "
+                    f"{config.attempts} attempts, {config.timeout_s:g} s each). Check address, network and "
+                    "credentials; data.remote sets attempts and time."
                 ) from error
         time.sleep(_FIRST_PAUSE_S * 2 ** (attempt - 1))
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _status(error: BaseException) -> int | None:
     """HTTP status of a failed request."""
-    status = getattr(error, "status", None) or getattr(error, "code", None)
+    status = getattr(error, "status", None)
     return status if isinstance(status, int) else None
 
 

@@ -1,17 +1,19 @@
 """Opening captioned images, whatever their layout."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .._checks import check_between
 from ..config import DataConfig, FilterConfig
 from ._files import open_csv, open_folder
 from ._filter import FilteredPairs
+from ._format import ShardFormat
 from ._index import load_indexes
 from ._indexing import build_indexes
 from ._mixture import MixedPairs
 from ._pair import PairSource
-from ._shards import find_shards, ShardPairs
+from ._remote import is_url, RemoteFile
+from ._shards import find_remote_shards, find_shards, ShardPairs
 from ._tar_format import TarFormat
 
 
@@ -58,10 +60,10 @@ def index_pairs(
         OSError: some shards could not be indexed.
         ValueError: there are fewer shards than parts, or they hold no pair.
     """
-    path = Path(config.train).expanduser()
-    if _find_layout(path, config) != "webdataset":
+    found = _find_shards(config.train, config)
+    if found is None:
         return open_pairs(config), 0
-    shards, format = find_shards(str(path)), TarFormat()
+    shards, format = found
     number, count = part
     check_between("part", number, 0, count - 1)
     if count > len(shards):
@@ -75,21 +77,31 @@ def index_pairs(
 
 
 def _open_set(train: str, config: DataConfig) -> PairSource:
-    path = Path(train).expanduser()
-    layout = _find_layout(path, config)
+    found = _find_shards(train, config)
     filtered = config.filter != FilterConfig()
-    if layout == "webdataset":
-        pairs = ShardPairs(find_shards(str(path)), TarFormat())
+    if found is not None:
+        pairs = ShardPairs(*found)
         return FilteredPairs(pairs, config.filter) if filtered else pairs
-    if filtered:
-        raise ValueError(
-            f"data.filter needs an index, which layout {layout} has not: leave out the filter, or use tars."
-        )
+    path = Path(train).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at {train!r}, which data.train or data.mixture names.")
-    if layout == "csv":
+    if filtered:
+        raise ValueError(f"data.filter needs an index, which {train} has not: leave out the filter, or use shards.")
+    if _find_layout(path, config) == "csv":
         return open_csv(path, separator=config.csv_separator, image=config.csv_image, caption=config.csv_caption)
     return open_folder(path)
+
+
+def _find_shards(train: str, config: DataConfig) -> tuple[Sequence[Path | RemoteFile], ShardFormat] | None:
+    """The shards of a set and how they are read; None where it is one of single files."""
+    if is_url(train):
+        if config.layout not in ("auto", "webdataset"):
+            raise ValueError(f"{train}: layout {config.layout} is not read over a network; copy it to a disk.")
+        return find_remote_shards(train, "*.tar", config.remote), TarFormat()
+    path = Path(train).expanduser()
+    if _find_layout(path, config) != "webdataset":
+        return None
+    return find_shards(str(path)), TarFormat()
 
 
 def _find_layout(path: Path, config: DataConfig) -> str:
