@@ -6,7 +6,6 @@ from ._fast_jpeg import find_decoder as find_decoder
 from ._image import eval_image as eval_image, ImageError as ImageError, training_image as training_image
 from ._pair import Pair as Pair, PairSource as PairSource
 from ._pipeline import BatchIterator as BatchIterator, training_batches as training_batches
-from ._readers import ReaderError as ReaderError
 from ._sets import (
     ClassificationSet as ClassificationSet,
     open_classification as open_classification,
@@ -28,4 +27,5 @@ from ._word_class import (
     word_classifier as word_classifier,
     WordClassifier as WordClassifier,
 )
+from ._workers import ReaderError as ReaderError
 from .world import make_world as make_world, WorldSummary as WorldSummary

@@ -1,10 +1,11 @@
 """Captioned images to training batches, read ahead."""
 
-import collections
-import concurrent.futures
+import contextlib
+import queue
+import threading
 import time
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, cast, NamedTuple, Protocol, runtime_checkable
 
 from .._checks import check_at_least, check_between
 from ..config import DataConfig, StageConfig
@@ -12,13 +13,14 @@ from ._batch import Arrays, Batch, BatchReader, Fault, Part
 from ._fast_jpeg import find_decoder
 from ._order import Order
 from ._pair import PairSource
-from ._readers import ReaderError, Readers
 from ._texts import TextReader
+from ._workers import ReaderError, Workers
 
 
+_ENDLESS = 1 << 62
 _PART_ROWS = 128
-"""Rows that a reader takes at once. All readers work on the oldest batch, so the first one comes soon; the fixed cost
-of a part, 0.2 ms, is a hundredth of the decoding of its pictures."""
+"""Rows that a reader takes at once: one element of Grain's, whose cost is per element. All readers work on the oldest
+batch, so the first one comes soon; the fixed cost of a part, 0.2 ms, is a hundredth of the decoding of its pictures."""
 _LOOK_S = 1.0
 """How often a waiting training loop looks whether its readers get on."""
 
@@ -83,42 +85,76 @@ def training_batches(
     return _ReadAhead(reader, start_step)
 
 
-class _Waiting(NamedTuple):
-    """A batch that is being read: its arrays, and its parts in order."""
+class _Read(NamedTuple):
+    """A part of a batch that is read."""
 
-    arrays: Arrays
-    parts: "list[tuple[Part, concurrent.futures.Future[tuple[Fault, ...]]]]"
+    part: Part
+    into: Arrays
+    """The arrays of the whole batch."""
+    faults: tuple[Fault, ...]
+
+
+class _Parts:
+    """The parts of all batches by index, for Grain to read ahead. Reading one writes its rows into its batch."""
+
+    def __init__(self, reader: BatchReader, workers: Workers) -> None:
+        self._reader, self._workers = reader, workers
+        self.per_batch = -(-reader.rows // _PART_ROWS)
+        self._batches: dict[int, tuple[Arrays, int]] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return _ENDLESS
+
+    def __getitem__(self, index: int) -> _Read:
+        step, place = divmod(index, self.per_batch)
+        first = place * _PART_ROWS
+        part = Part(step, first, min(first + _PART_ROWS, self._reader.rows))
+        arrays = self._batch(step)
+        rows = Arrays(*(array[part.first : part.stop] for array in arrays))
+        return _Read(part, arrays, self._workers.read(part, rows))
+
+    def _batch(self, step: int) -> Arrays:
+        """The arrays of a batch, the same for all of its parts; forgotten once the last of them has begun."""
+        with self._lock:
+            arrays, left = self._batches.pop(step, None) or (self._reader.allocate(self._reader.rows), self.per_batch)
+            if left > 1:
+                self._batches[step] = arrays, left - 1
+            return arrays
 
 
 class _ReadAhead:
-    """Batches in order; `data.prefetch` of them are read or ready at a time, and no more."""
+    """Batches in order. Grain reads `data.prefetch` of them ahead, and no more; here is watched that it gets on."""
 
     def __init__(self, reader: BatchReader, start_step: int) -> None:
-        self._reader, self._next_step = reader, start_step
+        # Grain brings JAX along, which reader processes do not need.
+        import grain
+
         self._timeout_s = reader.data.stall_timeout_s
-        self._waiting: collections.deque[_Waiting] = collections.deque()
-        self._readers: Readers | None = Readers(
+        self._workers = Workers(
             reader,
             threads=reader.data.threads,
             processes=reader.data.processes,
             most_rows=min(_PART_ROWS, reader.rows),
         )
+        parts = _Parts(reader, self._workers)
+        self._parts_per_batch = parts.per_batch
+        # Grain refills its buffer before it hands out the part it took.
+        ahead = max(1, reader.data.prefetch * parts.per_batch - 1)
+        options = grain.ReadOptions(num_threads=self._workers.count, prefetch_buffer_size=ahead)
+        dataset = grain.MapDataset.source(parts)[start_step * parts.per_batch :].to_iter_dataset(options)
+        self._read: Iterator[_Read] | None = iter(dataset)
+        self._wanted: queue.SimpleQueue[Iterator[_Read] | None] = queue.SimpleQueue()
+        self._found: queue.SimpleQueue[_Read | BaseException] = queue.SimpleQueue()
+        # A daemon, since waiting for Grain cannot be given up.
+        threading.Thread(target=_take, args=(self._wanted, self._found), daemon=True).start()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        if self._readers is None:
-            raise ValueError("These batches were closed.")
-        while len(self._waiting) < self._reader.data.prefetch:
-            self._waiting.append(self._begin(self._readers, self._next_step))
-            self._next_step += 1
-        batch = self._waiting.popleft()
-        faults: list[Fault] = []
-        for part, done in batch.parts:
-            self._wait(self._readers, part, done)
-            faults += done.result()
-        return Batch(*batch.arrays, tuple(faults))
+        reads = [self._next_part() for _ in range(self._parts_per_batch)]
+        return Batch(*reads[0].into, tuple(fault for read in reads for fault in read.faults))
 
     def __del__(self) -> None:
         self.close()
@@ -126,34 +162,47 @@ class _ReadAhead:
     def close(self) -> None:
         """Stop the readers."""
         # Absent when starting them failed.
-        readers, self._readers = getattr(self, "_readers", None), None
-        if readers is not None:
-            self._waiting.clear()
-            readers.close()
+        read, self._read = getattr(self, "_read", None), None
+        if read is not None:
+            self._workers.close()
+            self._wanted.put(None)
+            cast(Any, read).close()
 
-    def _begin(self, readers: Readers, step: int) -> _Waiting:
-        rows = self._reader.rows
-        arrays = self._reader.allocate(rows)
-        parts = [Part(step, first, min(first + _PART_ROWS, rows)) for first in range(0, rows, _PART_ROWS)]
-        # Readers fill the batch itself: nothing is put together afterwards.
-        views = [Arrays(*(array[part.first : part.stop] for array in arrays)) for part in parts]
-        return _Waiting(arrays, [(part, readers.submit(part, view)) for part, view in zip(parts, views, strict=True)])
-
-    def _wait(self, readers: Readers, part: Part, done: "concurrent.futures.Future[tuple[Fault, ...]]") -> None:
-        """Wait for a part, as long as it gets on.
+    def _next_part(self) -> _Read:
+        """Wait for the next part, as long as any reader gets on.
 
         Raises:
-            ReaderError: it does not.
+            ReaderError: none does.
         """
-        row, since = readers.row_of(part), time.monotonic()
-        while not concurrent.futures.wait([done], min(_LOOK_S, self._timeout_s)).done:
+        if self._read is None:
+            raise ValueError("These batches were closed.")
+        self._wanted.put(self._read)
+        places, since = self._workers.places(), time.monotonic()
+        while True:
+            with contextlib.suppress(queue.Empty):
+                found = self._found.get(timeout=min(_LOOK_S, self._timeout_s))
+                break
             now = time.monotonic()
-            if (current := readers.row_of(part)) != row:
-                row, since = current, now
+            if (current := self._workers.places()) != places:
+                places, since = current, now
             elif now - since >= self._timeout_s:
-                doing = readers.describe()
+                doing = self._workers.describe()
                 self.close()
                 raise ReaderError(
                     f"Nothing was read for {self._timeout_s:g} s. Check the disk or network below data.train, or raise "
                     f"data.stall_timeout_s.\n{doing}"
                 )
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+def _take(
+    wanted: "queue.SimpleQueue[Iterator[_Read] | None]", found: "queue.SimpleQueue[_Read | BaseException]"
+) -> None:
+    """Take a part whenever one is wanted."""
+    while (read := wanted.get()) is not None:
+        try:
+            found.put(next(read))
+        except BaseException as error:  # whatever it is, who waits for the part must see it
+            found.put(error)

@@ -1,26 +1,20 @@
-"""Threads that read parts of batches in the order in which they are asked for, alone or each with a process behind it.
-
-A Python thread that waits for a broken disk cannot be stopped, so all are daemons: a run that ends does not wait.
-"""
+"""Who reads the parts of batches: this process, or processes of its own; and where each of them stands."""
 
 import contextlib
 import multiprocessing
 import queue
 import signal
 import threading
-import time
-from concurrent.futures import Future
 from multiprocessing.connection import Connection
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from ._batch import Arrays, BatchReader, Fault, Part
 
 
-_IDLE = -1
 _CLOSE_S = 2.0
-"""How long closing waits for a reader to notice."""
+"""How long closing waits for a process to end."""
 
 _Faults = tuple[Fault, ...]
 
@@ -43,88 +37,60 @@ class _Worker(Protocol):
     def close(self) -> None: ...
 
 
-class _Job(NamedTuple):
-    part: Part
-    into: Arrays
-    done: "Future[_Faults]"
-
-
-class Readers:
-    """A fixed number of readers. Each takes the oldest part that nobody has begun."""
+class Workers:
+    """A fixed number of workers; as many threads may call `read` at once."""
 
     def __init__(self, reader: BatchReader, *, threads: int, processes: int, most_rows: int) -> None:
         """Start them.
 
         Args:
             reader: what they do.
-            threads: readers of this process, with `processes=0`.
-            processes: readers that are processes of their own; 0: none.
+            threads: how many work inside this process, with `processes=0`.
+            processes: how many have a process of their own; 0: none.
             most_rows: rows of the largest part.
         """
+        self.count = processes or threads
         self._reader = reader
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._parts: dict[int, Part] = {}
         self._closed = threading.Event()
         self._workers: list[_Worker] = [
-            _ChildWorker(reader, most_rows) if processes else _ThreadWorker(reader, self._closed)
-            for _ in range(processes or threads)
+            _ChildWorker(reader, most_rows) if processes else _OwnWorker(reader, self._closed)
+            for _ in range(self.count)
         ]
-        self._threads = [
-            threading.Thread(target=_serve_jobs, args=(self._jobs, worker, number, self._parts), daemon=True)
-            for number, worker in enumerate(self._workers)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._parts: list[Part | None] = [None] * self.count
+        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(self.count):
+            self._idle.put(number)
 
-    def submit(self, part: Part, into: Arrays) -> "Future[_Faults]":
-        """Have a part read into arrays; the result is what could not be used."""
-        job = _Job(part, into, Future())
-        self._jobs.put(job)
-        return job.done
+    def read(self, part: Part, into: Arrays) -> _Faults:
+        """Have a part read into arrays; returns what could not be used."""
+        number = self._idle.get()
+        self._parts[number] = part
+        try:
+            return self._workers[number].read(part, into)
+        finally:
+            self._parts[number] = None
+            self._idle.put(number)
 
-    def row_of(self, part: Part) -> int:
-        """The row of a part that is being read; -1 before it is begun and after it is done."""
-        numbers = [number for number, doing in tuple(self._parts.items()) if doing == part]
-        return self._workers[numbers[0]].row if numbers else _IDLE
+    def places(self) -> list[tuple[Part, int] | None]:
+        """The part and the row that each worker is at; None for one that is idle."""
+        return [part and (part, worker.row) for part, worker in zip(tuple(self._parts), self._workers, strict=True)]
 
     def describe(self) -> str:
-        """What each reader is doing, a line each."""
-        doing = dict(self._parts)
+        """What each worker is doing, a line each."""
         lines = [
-            f"reader {number}: " + (self._reader.describe(doing[number], worker.row) if number in doing else "idle")
-            for number, worker in enumerate(self._workers)
+            f"reader {number}: " + (self._reader.describe(*place) if place else "idle")
+            for number, place in enumerate(self.places())
         ]
         return "\n".join(lines)
 
     def close(self) -> None:
-        """Stop all readers; what they are reading is given up."""
+        """Stop all workers; what they are reading is given up."""
         self._closed.set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._jobs.get_nowait()
-        for _ in self._threads:
-            self._jobs.put(None)
         for worker in self._workers:
             worker.close()
-        deadline = time.monotonic() + _CLOSE_S
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _serve_jobs(jobs: "queue.SimpleQueue[_Job | None]", worker: _Worker, number: int, parts: dict[int, Part]) -> None:
-    while (job := jobs.get()) is not None:
-        parts[number] = job.part
-        try:
-            faults = worker.read(job.part, job.into)
-        except BaseException as error:  # whatever it is, the thread that waits for the batch must see it
-            job.done.set_exception(error)
-        else:
-            job.done.set_result(faults)
-        finally:
-            del parts[number]
-
-
-class _ThreadWorker:
+class _OwnWorker:
     def __init__(self, reader: BatchReader, closed: threading.Event) -> None:
         self._reader, self._closed = reader, closed
         self.row = 0
@@ -133,11 +99,11 @@ class _ThreadWorker:
         return self._reader.read(part, into, self._note)
 
     def close(self) -> None:
-        """Nothing to do: the next row sees that the readers are closed."""
+        """Nothing to do: the next row sees that the workers are closed."""
 
     def _note(self, row: int) -> None:
         if self._closed.is_set():
-            raise ReaderError("The readers were closed.")
+            raise ReaderError("These batches were closed.")
         self.row = row
 
 
