@@ -43,7 +43,9 @@ def test_a_shard_that_fails_or_kills_its_reader_is_named_and_the_others_go_on(tm
     deadly = write_tar(tmp_path / "deadly.tar", pair_members(1))
     faulty = write_tar(tmp_path / "faulty.tar", pair_members(1))
     done = []
-    with pytest.raises(OSError, match=r"2 of 5 shards could not be indexed, the first: .*deadly.tar: .* died with exit code -9"):
+    with pytest.raises(
+        OSError, match=r"2 of 5 shards could not be indexed, the first: .*deadly.tar: .* died with exit code -9"
+    ):
         build_indexes([deadly, faulty, *shards], DeadlyFormat(), processes=1, report=done.append)
     assert done == [1, 2, 3, 4, 5]
     found = load_indexes([deadly, *shards, faulty], TarFormat())
