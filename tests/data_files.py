@@ -3,8 +3,14 @@
 import io
 import tarfile
 
+import google_crc32c
 import numpy as np
+import pyarrow.parquet
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
+from pyarrow import ipc
+
+from clipa_eqx.data._example import write_example
 
 
 def picture(seed=0, width=48, height=40, cell=8):
@@ -47,3 +53,40 @@ class NumberTexts:
         tokens = np.zeros((len(captions), length), np.int32)
         tokens[:, 0] = [int(caption.text.split()[1]) for caption in captions]
         return tokens, (tokens % 4).astype(np.uint8)
+
+
+def write_examples(path, rows):
+    """Write rows as a TFRecord file of tf.train.Example."""
+    with path.open("wb") as file:
+        for row in rows:
+            record, size = write_example(row), len(write_example(row)).to_bytes(8, "little")
+            file.write(size + _masked_crc(size) + record + _masked_crc(record))
+    return path
+
+
+def _masked_crc(data):
+    crc = google_crc32c.value(data)
+    return ((((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def write_array_record(path, rows):
+    """Write rows as an ArrayRecord file of tf.train.Example."""
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for row in rows:
+        writer.write(write_example(row))
+    writer.close()
+    return path
+
+
+def write_parquet(path, rows, row_group_size=3):
+    """Write rows as Parquet with small row groups."""
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path, row_group_size=row_group_size)
+    return path
+
+
+def write_arrow(path, rows, form=ipc.new_stream, batch_size=3, **options):
+    """Write rows as an Arrow stream, as `datasets` saves them, in small batches."""
+    table = pyarrow.Table.from_pylist(list(rows))
+    with form(str(path), table.schema, **options) as writer:
+        writer.write_table(table, max_chunksize=batch_size)
+    return path

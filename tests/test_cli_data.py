@@ -11,8 +11,11 @@ import pytest
 import tyro
 from PIL import Image
 
-from clipa_eqx.cli._data import Inspect, MakeWorld, TrainTokenizer
-from clipa_eqx.cli._index import Index
+from clipa_eqx.cli._data_convert import Convert
+from clipa_eqx.cli._data_index import Index
+from clipa_eqx.cli._data_inspect import Inspect
+from clipa_eqx.cli._data_tokenizer import TrainTokenizer
+from clipa_eqx.cli._data_world import MakeWorld
 from clipa_eqx.data import load_tokenizer
 from clipa_eqx.data.world import make_world
 
@@ -85,7 +88,7 @@ def test_inspect_reads_an_evenly_spread_sample(folder):
 
 
 def test_columns_of_a_csv_file_and_missing_images(table):
-    columns = ("--csv-separator", ";", "--csv-image", "picture", "--csv-caption", "text")
+    columns = ("--csv-separator", ";", "--image-field", "picture", "--caption-field", "text")
     assert run(Index, table, *columns)["pairs"] == 3
     result = run(Inspect, table, *columns)
     assert result["broken"] == {"No such file or directory": 1}
@@ -93,7 +96,7 @@ def test_columns_of_a_csv_file_and_missing_images(table):
     out = table.parent.parent / "tokenizer"
     trained = run(TrainTokenizer, "--data", table, "--out", out, "--vocab-size", 100, *columns)
     assert trained["captions"] == 3
-    with pytest.raises(ValueError, match="no column 'filepath'"):
+    with pytest.raises(ValueError, match="no image among the fields picture, text"):
         run(Index, table, "--csv-separator", ";")
 
 
@@ -119,7 +122,34 @@ def test_make_world_has_the_options_of_the_library_function(tmp_path):
     json.dumps(result)
 
 
+def test_a_contact_sheet_shows_pictures_and_escaped_captions(folder):
+    (folder / "2.txt").write_text("<script>alert('x')</script> & so on")
+    page = folder.parent / "sheet.html"
+    assert run(Inspect, folder, "--sheet", page)["sheet"] == str(page)
+    content = page.read_text()
+    assert content.count("<figure>") == 4
+    assert "&lt;script&gt;" in content
+    assert "<script" not in content
+    assert "broken: " in content, "the picture that is cut short"
+    run(Inspect, folder, "--sheet", folder.parent / "sheet.png")
+    with Image.open(folder.parent / "sheet.png") as sheet:
+        assert sheet.width > 6 * 160
+        assert len(sheet.getcolors(1 << 20)) > 100
+    with pytest.raises(ValueError, match=r"\.png or \.html file, got 'sheet\.gif'"):
+        run(Inspect, folder, "--sheet", folder.parent / "sheet.gif")
+
+
+def test_convert_reports_what_it_wrote(folder, capsys):
+    out = folder.parent / "out"
+    result = run(Convert, folder, "--out", out, "--to", "array-record")
+    expected = {"out": str(out), "pairs": 4, "skipped": {"image without caption": 1}, "shards": 1, "shards_kept": 0}
+    assert result == expected
+    assert run(Convert, folder, "--out", out, "--to", "array-record") == expected | {"shards_kept": 1}
+    assert run(Index, out)["pairs"] == 4
+    assert "shards kept" in capsys.readouterr().out
+
+
 def test_nothing_heavy_is_imported_before_a_command_runs():
-    code = "import sys, clipa_eqx.cli._data; print(sorted({'numpy', 'jax', 'tokenizers', 'PIL'} & set(sys.modules)))"
+    code = "import sys, clipa_eqx.cli._main; print(sorted({'numpy', 'jax', 'tokenizers', 'PIL'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -136,10 +136,10 @@ def test_paths_to_tars(tmp_path):
     assert list(read_all(open_at(tmp_path / "set" / "{00009..00011}.tar"))) == captions[1:]
     assert list(read_all(open_at(tmp_path / "set" / "0{0..0}0{10..11}.tar"))) == captions[2:]
     assert list(read_all(open_at(tmp_path / "set" / "00010.tar"))) == ["caption 10"]
-    with pytest.raises(FileNotFoundError, match=r"1 of the 3 tars .*00012"):
+    with pytest.raises(FileNotFoundError, match=r"1 of the 3 shards .*00012"):
         open_at(tmp_path / "set" / "{00010..00012}.tar")
     for path in (tmp_path / "none.tar", tmp_path / "set" / "x*.tar"):
-        with pytest.raises(FileNotFoundError, match="no tar at"):
+        with pytest.raises(FileNotFoundError, match="no shard at"):
             open_at(path)
 
 
@@ -210,7 +210,7 @@ def test_csv(tmp_path):
         "row with too few fields": 1,
     }
     (tmp_path / "list.tsv").write_text("\ufeffimage\ttext\na.jpg\tone\ngone.jpg\ttwo\n")
-    pairs = open_at(tmp_path / "list.tsv", csv_image="image", csv_caption="text")
+    pairs = open_at(tmp_path / "list.tsv", image_field="image", caption_field="text")
     assert pairs[0].captions == ("one",)
     with pytest.raises(FileNotFoundError, match="gone"):
         pairs[1]
@@ -220,8 +220,11 @@ def test_csv(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("path,title\nx,y\n", r"no column 'filepath'; its first line.*'path', 'title'.*csv_image"),
-        ("", "names nothing"),
+        (
+            "path,title\nx,y\n",
+            r"no image among the fields path, title, which its first line, split at ','.*image_field",
+        ),
+        ("", "no image among the fields .none."),
         ("filepath,title\n", "lists no image"),
         ("filepath,title\nx," + "y" * 200_000, "line 2 is not CSV"),
     ],
@@ -254,5 +257,5 @@ def test_paths_that_lead_nowhere(tmp_path):
     for layout in ("csv", "folder"):
         with pytest.raises(FileNotFoundError, match="nothing at .*none"):
             open_at(tmp_path / "none", layout=layout)
-    with pytest.raises(ValueError, match="holds no tar, and no image with a caption"):
+    with pytest.raises(ValueError, match="holds no shard, and no image with a caption"):
         open_at(tmp_path)

@@ -8,10 +8,13 @@ from typing import Annotated, Any, Protocol
 
 import tyro
 
-from ._data import Inspect, MakeWorld, TrainTokenizer
+from ._data_convert import Convert
+from ._data_index import Index
+from ._data_inspect import Inspect
+from ._data_tokenizer import TrainTokenizer
+from ._data_world import MakeWorld
 from ._demo import Demo
 from ._evaluate import Evaluate
-from ._index import Index
 from ._train import Train
 from ._weights import Export, Import, Verify
 
@@ -34,6 +37,7 @@ DataCommands = (
     | Annotated[TrainTokenizer, tyro.conf.subcommand("train-tokenizer", prefix_name=False)]
     | Annotated[Index, tyro.conf.subcommand("index", prefix_name=False)]
     | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
+    | Annotated[Convert, tyro.conf.subcommand("convert", prefix_name=False)]
 )
 
 # Faults that a user can mend: bad input, missing files, a run that diverged, an extra that is not installed.
@@ -69,7 +73,7 @@ def _parse(arguments: Sequence[str]) -> Command:
         "export": (Export, "Write a model for users of open_clip or Hugging Face."),
         "import": (Import, "Read weights of open_clip or Hugging Face into a run directory."),
         "verify": (Verify, "Check a model by stored embeddings, or by open_clip itself."),
-        "data": (DataCommands, "Make, index and inspect data; train a tokenizer."),
+        "data": (DataCommands, "Make, index, inspect and convert data; train a tokenizer."),
     }
     if not arguments or arguments[0] not in commands:
         lines = "\n".join(f"  {name:10}{help}" for name, (_, help) in commands.items())

@@ -18,7 +18,7 @@ Shard = Literal["none", "optimizer", "all"]
 Decoder = Literal["pillow", "fast"]
 DecoderChoice = Literal["auto", "pillow", "fast"]
 WordClassBy = Literal["word", "piece"]
-SourceLayout = Literal["auto", "webdataset", "csv", "folder"]
+SourceLayout = Literal["auto", "webdataset", "tfrecord", "array-record", "parquet", "arrow", "csv", "folder"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class DataConfig:
     """Where pairs of image and caption come from."""
 
     train: str = ""
-    """Training pairs: a folder or glob of webdataset tars, a .csv/.tsv file, or a folder of image and .txt files."""
+    """Training pairs: a folder or glob of shards (tar, TFRecord, ArrayRecord, Parquet, Arrow), a .csv/.tsv file, or a
+    folder of image and .txt files."""
     mixture: tuple[str, ...] = ()
     """Several sets of training pairs instead of `train`, each written as there."""
     mixture_weights: tuple[float, ...] = ()
@@ -41,10 +42,12 @@ class DataConfig:
     """How syntax reduction ranks the pieces of a word: all by the word, or each piece by itself (CLIPA-JAX)."""
     csv_separator: str = ","
     """Field separator of a .csv file; .tsv files always use a tab."""
-    csv_image: str = "filepath"
-    """Column of the image path, relative to the file's folder (open_clip: filepath)."""
-    csv_caption: str = "title"
-    """Column of the caption (open_clip: title)."""
+    image_field: str = ""
+    """Column or feature of the image; of a .csv file, its path relative to that file. Empty: the first usual name that
+    is there, such as jpg, image or filepath."""
+    caption_field: str = ""
+    """Column or feature of the caption; several, with commas between, give an image several captions. Empty: the first
+    usual name that is there, such as txt, caption, text or title."""
     filter: FilterConfig = field(default_factory=FilterConfig)
     """Which pairs are used."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)

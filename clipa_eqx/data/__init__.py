@@ -1,6 +1,7 @@
 """Captioned images on disk to batches of uint8 pixels and token ids, and the sets that models are evaluated on."""
 
 from ._batch import Batch as Batch, Fault as Fault
+from ._convert import convert_pairs as convert_pairs, ConvertSummary as ConvertSummary, ConvertTo as ConvertTo
 from ._crop import DRAWS as DRAWS
 from ._fast_jpeg import find_decoder as find_decoder
 from ._image import eval_image as eval_image, ImageError as ImageError, training_image as training_image

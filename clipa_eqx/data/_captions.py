@@ -1,8 +1,7 @@
 """Captions and metadata out of the text that stands beside an image."""
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,8 @@ from typing import Any
 JSON = b"json"
 _LONGEST_FIELD = 2000
 """Characters of a metadata string that is kept; links are shorter."""
+_LARGEST_NUMBER = 3e38
+"""Numbers are kept as float32."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,24 @@ def json_captions(fields: Mapping[str, Any], kind: TextKind = CAPTIONS) -> tuple
         return (clean_caption(value or "", kind),)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise TextError(f"no {kind.name} in the .json file")
+    return usable_captions(value, kind)
+
+
+def usable_captions(texts: Sequence[bytes | str], kind: TextKind = CAPTIONS) -> tuple[str, ...]:
+    """Of several texts those that can be used, cleaned.
+
+    Raises:
+        TextError: there is none; the reason is that of the last one.
+    """
     usable: list[str] = []
-    for item in value:
+    fault = TextError(f"empty {kind.name}")
+    for text in texts:
         try:
-            usable.append(clean_caption(item, kind))
-        except TextError:
-            continue
+            usable.append(clean_caption(text, kind))
+        except TextError as error:
+            fault = error
     if not usable:
-        raise TextError(f"empty {kind.name}")
+        raise fault
     return tuple(usable)
 
 
@@ -121,6 +132,6 @@ def scalar_fields(fields: Mapping[str, Any]) -> dict[str, float | str]:
         if isinstance(value, str):
             if name != "caption" and len(value) <= _LONGEST_FIELD and value.isprintable():
                 found[name] = value
-        elif isinstance(value, int | float) and abs(value) < 1e300 and math.isfinite(value):
+        elif isinstance(value, int | float) and abs(value) <= _LARGEST_NUMBER:
             found[name] = float(value)
     return found

@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ._captions import CAPTIONS, clean_caption, read_texts, TextError
+from ._captions import CAPTIONS, read_texts, TextError, usable_captions
+from ._fields import FieldError, PairFields
+from ._img2dataset import is_stats, read_stats
 from ._pair import Pair
 from ._pairing import IMAGE_EXTENSIONS, pair_by_name
 from ._shards import check_index, describe_counts
@@ -62,14 +64,14 @@ class FilePairs:
         return path, tuple(json.loads(self._text[middle:end]))
 
 
-def open_csv(path: Path, *, separator: str, image: str, caption: str) -> FilePairs:
+def open_csv(path: Path, *, separator: str, fields: PairFields) -> FilePairs:
     """Captioned images listed in a CSV file with a header line.
 
     Args:
         path: the file; names of images in it are relative to its folder.
         separator: between fields; a .tsv file has tabs whatever is said.
-        image: column of the image path.
-        caption: column of the caption.
+        fields: columns of image path and captions; where they are empty, open_clip's `filepath` and `title`, or other
+            usual names.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -81,7 +83,15 @@ def open_csv(path: Path, *, separator: str, image: str, caption: str) -> FilePai
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file, delimiter=separator)
         try:
-            places = _find_columns(path, next(reader, []), separator, image, caption)
+            header = next(reader, [])
+            try:
+                found = fields.find(header)
+            except FieldError as error:
+                raise ValueError(
+                    f"{path} has {error}, which its first line, split at {separator!r}, names: set image_field, "
+                    "caption_field and csv_separator to fit."
+                ) from error
+            places = [header.index(name) for name in (found.image, *found.captions)]
             pairs = FilePairs(path.parent, _read_rows(reader, places, skipped), skipped)
         except csv.Error as error:
             raise ValueError(f"{path} line {reader.line_num} is not CSV: {error}.") from error
@@ -90,19 +100,8 @@ def open_csv(path: Path, *, separator: str, image: str, caption: str) -> FilePai
     return pairs
 
 
-def _find_columns(path: Path, header: list[str], separator: str, image: str, caption: str) -> tuple[int, int]:
-    missing = [name for name in (image, caption) if name not in header]
-    if missing:
-        raise ValueError(
-            f"{path} has no column {' and no column '.join(repr(name) for name in missing)}; its first line, split at "
-            f"{separator!r}, names {', '.join(repr(name) for name in header) or 'nothing'}. Set csv_image, csv_caption "
-            "and csv_separator to fit."
-        )
-    return header.index(image), header.index(caption)
-
-
 def _read_rows(
-    reader: Iterator[list[str]], places: tuple[int, int], skipped: Counter[str]
+    reader: Iterator[list[str]], places: Sequence[int], skipped: Counter[str]
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     for row in reader:
         if not row:
@@ -110,16 +109,18 @@ def _read_rows(
         if len(row) <= max(places):
             skipped["row with too few fields"] += 1
             continue
-        name = row[places[0]]
+        name, *texts = (row[place] for place in places)
         try:
-            caption = clean_caption(row[places[1]])
+            captions = usable_captions(texts)
         except TextError as error:
             skipped[str(error)] += 1
             continue
         if not name:
             skipped["caption without image"] += 1
+        elif "\0" in name:
+            skipped["name that no file can have"] += 1
         else:
-            yield name, (caption,)
+            yield name, captions
 
 
 def open_folder(path: Path) -> FilePairs:
@@ -132,14 +133,19 @@ def open_folder(path: Path) -> FilePairs:
     pairs = FilePairs(path, _read_captions(path, skipped), skipped)
     if not len(pairs):
         raise ValueError(
-            f"{path} holds no tar, and no image with a caption of the same name ({describe_counts(pairs.skipped)}); "
+            f"{path} holds no shard, and no image with a caption of the same name ({describe_counts(pairs.skipped)}); "
             f"needed are files such as 000.jpg and 000.txt."
         )
     return pairs
 
 
 def _read_captions(folder: Path, skipped: Counter[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    files = ((os.fsencode(name), name) for name in list_files(folder))
+    files: list[tuple[bytes, str]] = []
+    for name in list_files(folder):
+        if is_stats(folder / name):
+            read_stats(folder / name, skipped)
+        else:
+            files.append((os.fsencode(name), name))
     for pair in pair_by_name(files, CAPTIONS, skipped):
         texts = {extension: (folder / name).read_bytes() for extension, name in pair.texts.items()}
         try:

@@ -32,6 +32,11 @@ def picture_size(file: BufferedIOBase, offset: int, size: int) -> tuple[int, int
     return 0, 0
 
 
+def header_bytes(image: bytes) -> bytes:
+    """As much of an image file as is searched for its size."""
+    return image[:_MOST_HEADER_BYTES]
+
+
 def picture_size_of(data: bytes) -> tuple[int, int]:
     """Width and height from the first bytes of a picture; zeros where they do not tell."""
     try:

@@ -121,8 +121,12 @@ def describe_counts(counts: dict[str, int]) -> str:
     return "; ".join(f"{reason}: {count}" for reason, count in counts.items()) or "nothing was found"
 
 
-def find_shards(path: str) -> list[Path]:
-    """Tars at a path: a tar, a folder of tars, a glob, or a name with ranges such as `{00000..00010}`.
+def find_shards(path: str, pattern: str = "*.tar") -> list[Path]:
+    """Shards at a path: a shard, a folder of them, a glob, or a name with ranges such as `{00000..00010}`.
+
+    Args:
+        path: where they are.
+        pattern: of the names of those in a folder.
 
     Raises:
         FileNotFoundError: there is none, or one of a range is missing.
@@ -132,15 +136,15 @@ def find_shards(path: str) -> list[Path]:
         missing = [shard for shard in shards if not shard.is_file()]
         if missing:
             raise FileNotFoundError(
-                f"{len(missing)} of the {len(shards)} tars of {path} are not there, the first is {missing[0]}."
+                f"{len(missing)} of the {len(shards)} shards of {path} are not there, the first is {missing[0]}."
             )
         return shards
     if Path(path).is_file():
         return [Path(path)]
-    pattern = str(Path(glob.escape(path)) / "*.tar") if Path(path).is_dir() else path
+    pattern = str(Path(glob.escape(path)) / pattern) if Path(path).is_dir() else path
     shards = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
     if not shards:
-        raise FileNotFoundError(f"There is no tar at {path}.")
+        raise FileNotFoundError(f"There is no shard at {path}.")
     return shards
 
 

@@ -1,28 +1,28 @@
 """Opening captioned images, whatever their layout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from .._checks import check_between
 from ..config import DataConfig, FilterConfig
 from ._files import open_csv, open_folder
 from ._filter import FilteredPairs
-from ._format import ShardFormat
 from ._index import load_indexes
 from ._indexing import build_indexes
+from ._layouts import find_layout, find_layout_shards, pair_fields
 from ._mixture import MixedPairs
 from ._pair import PairSource
-from ._remote import is_url, RemoteFile
-from ._shards import find_remote_shards, find_shards, ShardPairs
-from ._tar_format import TarFormat
+from ._shards import ShardPairs
 
 
 def open_pairs(config: DataConfig) -> PairSource:
     """Open the training pairs that a config names.
 
-    webdataset: tars as img2dataset writes them; a tar, a folder of tars, a glob, or a name with a range such as
-    `{00000..00010}.tar`. A tar that is cut short gives the pairs that it holds whole. csv: a .csv or .tsv file with a
-    header. folder: images beside text files of the same name.
+    webdataset: tars as img2dataset writes them. tfrecord, array-record: records of tf.train.Example, as img2dataset and
+    TFDS write them. parquet, arrow: tables with images inside, as img2dataset and `datasets` write them. All of these
+    are given as a shard, a folder of shards, a glob, or a name with a range such as `{00000..00010}.tar`; a shard that
+    is cut short gives what it holds whole. csv: a .csv or .tsv file with a header. folder: images beside text files of
+    the same name.
 
     Nothing is dropped in silence: `.skipped` counts what cannot be used. Pictures are not looked at here; a broken one
     is found when it is decoded.
@@ -38,7 +38,7 @@ def open_pairs(config: DataConfig) -> PairSource:
         sources = {name: _open_set(name, config) for name in config.mixture}
         return MixedPairs(sources, config.mixture_weights)
     if not config.train:
-        raise ValueError("data.train is empty: give a folder or glob of tars, a .csv or .tsv file, or a folder.")
+        raise ValueError("data.train is empty: give a folder or glob of shards, a .csv or .tsv file, or a folder.")
     return _open_set(config.train, config)
 
 
@@ -60,7 +60,7 @@ def index_pairs(
         OSError: some shards could not be indexed.
         ValueError: there are fewer shards than parts, or they hold no pair.
     """
-    found = _find_shards(config.train, config)
+    found = find_layout_shards(config.train, config)
     if found is None:
         return open_pairs(config), 0
     shards, format = found
@@ -77,7 +77,7 @@ def index_pairs(
 
 
 def _open_set(train: str, config: DataConfig) -> PairSource:
-    found = _find_shards(train, config)
+    found = find_layout_shards(train, config)
     filtered = config.filter != FilterConfig()
     if found is not None:
         pairs = ShardPairs(*found)
@@ -87,28 +87,6 @@ def _open_set(train: str, config: DataConfig) -> PairSource:
         raise FileNotFoundError(f"There is nothing at {train!r}, which data.train or data.mixture names.")
     if filtered:
         raise ValueError(f"data.filter needs an index, which {train} has not: leave out the filter, or use shards.")
-    if _find_layout(path, config) == "csv":
-        return open_csv(path, separator=config.csv_separator, image=config.csv_image, caption=config.csv_caption)
+    if find_layout(path, config) == "csv":
+        return open_csv(path, separator=config.csv_separator, fields=pair_fields(config))
     return open_folder(path)
-
-
-def _find_shards(train: str, config: DataConfig) -> tuple[Sequence[Path | RemoteFile], ShardFormat] | None:
-    """The shards of a set and how they are read; None where it is one of single files."""
-    if is_url(train):
-        if config.layout not in ("auto", "webdataset"):
-            raise ValueError(f"{train}: layout {config.layout} is not read over a network; copy it to a disk.")
-        return find_remote_shards(train, "*.tar", config.remote), TarFormat()
-    path = Path(train).expanduser()
-    if _find_layout(path, config) != "webdataset":
-        return None
-    return find_shards(str(path)), TarFormat()
-
-
-def _find_layout(path: Path, config: DataConfig) -> str:
-    if config.layout != "auto":
-        return config.layout
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return "csv"
-    if path.is_dir() and next(path.glob("*.tar"), None) is None:
-        return "folder"
-    return "webdataset"

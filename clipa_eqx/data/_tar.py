@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 
 _BLOCK = 512
+_END = 1 << 20
+"""Bytes read at once behind the end, where only zeros are: a header that was lost to zeros is no end."""
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 _EXTENSIONS = (b"x", b"g", b"L", b"K")
@@ -46,6 +48,8 @@ def scan_tar(file: BufferedIOBase, file_size: int) -> Iterator[TarMember]:
         file.seek(position)
         header = file.read(_BLOCK)
         if header.count(0) == _BLOCK:
+            if any(block.count(0) < len(block) for block in iter(lambda: file.read(_END), b"")):
+                raise TarError("data after the end of the tar")
             if position == 0:
                 raise TarError("empty tar")
             return

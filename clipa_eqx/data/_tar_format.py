@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ._captions import CAPTIONS, read_texts, TextError, TextKind
 from ._format import LARGEST_IMAGE, LARGEST_TEXT, LONGEST_KEY, ScannedPair
+from ._img2dataset import count_failures
 from ._pairing import extension_of, pair_by_name
 from ._picture_size import listed_size, picture_size
 from ._reading import FileStamp, open_in_order, read_at
@@ -32,6 +33,7 @@ class TarFormat:
 
     def scan(self, shard: FileStamp, skipped: Counter[str]) -> Iterator[ScannedPair]:
         """Every pair that lies in the tar as a whole; a tar that is cut short gives those before the cut."""
+        count_failures(shard.path, skipped)
         with open_in_order(shard) as file:
             for pair in pair_by_name(self._members(file, shard.size, skipped), self.kind, skipped):
                 texts = {extension: member.content for extension, member in pair.texts.items()}

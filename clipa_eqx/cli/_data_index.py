@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 
 from .._checks import check_at_least
-from ._data import Files, pair_counts, PairFiles, print_table
+from ._data_files import Files, pair_counts, PairFiles, print_table
 
 
 _SECONDS_BETWEEN_LINES = 10
@@ -24,7 +24,7 @@ class Index:
     """
 
     path: tyro.conf.Positional[str]
-    """Image-text pairs: a folder or glob of webdataset tars, a .csv/.tsv file, or a folder of image and .txt files."""
+    """Image-text pairs: a folder or glob of shards, a .csv/.tsv file, or a folder of image and .txt files."""
     processes: int = 0
     """Processes that read; 0: one for each processor."""
     shard: str = "0/1"
