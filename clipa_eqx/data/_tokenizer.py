@@ -1,6 +1,7 @@
 """Captions to token ids: BERT's WordPiece as CLIPA uses it, Hugging Face's form of it, and CLIP's byte pairs."""
 
 import functools
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,12 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled fast tokenizer forgets encode_special_tokens; building anew sets it.
         return type(self), (self.fast, self.kind, self.pad_id, self.start_id, self.end_id, self.repair)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of vocabulary and rules; equal tokenizers give equal ids."""
+        rules = (self.kind, self.pad_id, self.start_id, self.end_id, self.repair)
+        return hashlib.sha256(f"{self.fast.to_str()}{rules}".encode()).hexdigest()[:32]
 
     @property
     def vocab_size(self) -> int:
