@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array
 
@@ -192,5 +193,24 @@ def whole_on_one_device(tree: _T, mesh: Mesh) -> _T:
 
     Every process calls it. An array that is replicated is not copied, so it is gone once that is donated.
     """
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated_sharding(mesh))(tree)
-    return jax.tree.map(lambda array: array.addressable_data(0), whole)
+    return jax.tree.map(lambda array: array.addressable_data(0), replicate(tree, mesh))
+
+
+def rows_of_all(rows: np.ndarray) -> np.ndarray:
+    """Rows that each process holds on its host, put together on every host in the order of the processes.
+
+    Args:
+        rows: as many on each process.
+    """
+    if jax.process_count() == 1:
+        return rows
+    return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
+
+
+def texts_of_all(text: str) -> list[str]:
+    """The text that each process gives, on every process, in their order."""
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = rows_of_all(np.array([data.size]))
+    padded = np.zeros((1, sizes.max()), np.uint8)
+    padded[0, : data.size] = data
+    return [bytes(row[:size]).decode() for row, size in zip(rows_of_all(padded), sizes, strict=True)]

@@ -26,6 +26,8 @@ class Evaluate:
     """Retrieval set: a folder of webdataset tar shards with captions."""
     resize: EvalResize | None = None
     """crop: shortest side to the size, then the centre square. squash: both sides, aspect ignored."""
+    ema: bool = False
+    """Measure the averaged weights, of a run that kept them."""
     batch_size: int = 256
     """Images or texts embedded at once."""
     out: Path | None = None
@@ -40,7 +42,7 @@ class Evaluate:
         from ..evaluation import evaluate
         from ..interop import load_pretrained
 
-        pretrained = load_pretrained(self.run_dir)
+        pretrained = load_pretrained(self.run_dir, ema=self.ema)
         results = evaluate(pretrained.model, pretrained.tokenizer, self._protocol())
         out = self.out or self.run_dir / "evaluation.json"
         out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

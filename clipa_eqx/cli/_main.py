@@ -45,13 +45,17 @@ _USER_FAULTS = (ValueError, OSError, FloatingPointError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `clipa`; returns the exit code: 0, 1 for a fault (one message on stderr), 130 when interrupted.
+    """Run `clipa`; returns the exit code: 0, 1 for a fault (one message on stderr), 130 when interrupted, 143 when
+    ended by SIGTERM, which a training run answers with a checkpoint.
 
     With CLIPA_DEBUG=1 in the environment a fault shows its whole traceback.
     """
     command = _parse(sys.argv[1:] if arguments is None else arguments)
     try:
         result = command.run()
+    except InterruptedError as stop:
+        sys.stderr.write(f"clipa: {stop}; the same command continues from there\n")
+        return 143
     except _USER_FAULTS as error:
         if os.environ.get("CLIPA_DEBUG") == "1":
             raise

@@ -1,6 +1,14 @@
 """Flags that join several processes into one run."""
 
+import os
+import sys
+import threading
 from dataclasses import dataclass
+
+from .._checks import check_at_least
+
+
+_GRACE_S = 60
 
 
 @dataclass(frozen=True)
@@ -13,8 +21,11 @@ class Processes:
     """Processes in all; not needed with auto."""
     index: int = -1
     """Place of this process, from 0; not needed with auto."""
+    timeout_s: int = 300
+    """How long to wait for the other processes to start."""
 
     def __post_init__(self) -> None:
+        check_at_least("timeout_s", self.timeout_s, 1)
         explicit = self.coordinator not in ("", "auto")
         if explicit and not 0 <= self.index < self.count:
             raise ValueError(
@@ -25,12 +36,39 @@ class Processes:
             raise ValueError("--processes.count and --processes.index need --processes.coordinator HOST:PORT.")
 
     def join(self) -> None:
-        """Connect to the other processes; call before the first device is touched."""
+        """Connect to the other processes; call before the first device is touched.
+
+        A process that stays alone ends with exit code 1 and says so.
+
+        Raises:
+            ValueError: no cluster tells who the processes are.
+        """
         if not self.coordinator:
             return
         import jax
 
-        if self.coordinator == "auto":
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(self.coordinator, self.count, self.index)
+        explicit = {"coordinator_address": self.coordinator, "num_processes": self.count, "process_id": self.index}
+        known = {} if self.coordinator == "auto" else explicit
+        # JAX aborts a process that waited in vain, with a stack trace instead of a message; this comes before it.
+        alone = threading.Timer(self.timeout_s, self._give_up)
+        alone.daemon = True
+        alone.start()
+        try:
+            jax.distributed.initialize(**known, initialization_timeout=self.timeout_s + _GRACE_S)
+        except ValueError as error:
+            raise ValueError(
+                f"--processes.coordinator auto finds no cluster that JAX knows ({error}); give HOST:PORT, "
+                "--processes.count and --processes.index."
+            ) from error
+        finally:
+            alone.cancel()
+
+    def _give_up(self) -> None:
+        place = f"process {self.index} of {self.count}" if self.count else "this process"
+        sys.stderr.write(
+            f"clipa: {place} waited {self.timeout_s} s for the others at {self.coordinator} and stayed alone; start "
+            "the same command once per process, with the address of process 0 that all of them reach, or raise "
+            "--processes.timeout-s\n"
+        )
+        sys.stderr.flush()
+        os._exit(1)

@@ -20,7 +20,7 @@ _TABLE_WIDTH = 140
 class Train:
     """Train a CLIP, stage after stage.
 
-    The same command on the same run directory resumes bit for bit.
+    The same command on the same run directory resumes bit for bit. SIGTERM saves a checkpoint and exits with 143.
     """
 
     recipe: Annotated[str, tyro.conf.Positional] = ""
@@ -62,16 +62,19 @@ class Train:
         self.processes.join()
         import jax
 
-        check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
-        if self.dry_run:
-            return {"recipe": config.recipe, "stages": [stage.name for stage in config.stages], "checked": True}
-
         from ..data import load_tokenizer
         from ..evaluation import make_evaluators
-        from ..train import train
+        from ..train import check_layout, together, train
 
+        def check() -> None:
+            check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+            check_layout(config, jax.device_count())
+
+        together(check)
+        if self.dry_run:
+            return {"recipe": config.recipe, "stages": [stage.name for stage in config.stages], "checked": True}
         run_dir = self.run_dir or Path("runs") / config.recipe
-        evaluators = make_evaluators(config.evaluation, load_tokenizer(config.data.tokenizer))
+        evaluators = together(lambda: make_evaluators(config.evaluation, load_tokenizer(config.data.tokenizer)))
         result = train(config, run_dir, evaluators=evaluators)
         return {"run_dir": str(run_dir), "seconds": result.seconds, **result.evaluation}
 

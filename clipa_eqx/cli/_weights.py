@@ -27,6 +27,8 @@ class Export:
     """Directory to write."""
     numerics: Literal["open_clip", "as_trained"] = "open_clip"
     """How an open_clip directory is read: as open_clip computes it, or as its JAX weights were trained."""
+    ema: bool = False
+    """Write the averaged weights, of a run that kept them."""
     json: bool = False
     """Print one JSON object as the last line."""
 
@@ -34,7 +36,7 @@ class Export:
         """Load, write, and store a probe."""
         from ..interop import export_hugging_face, export_open_clip, load_pretrained, write_probe
 
-        pretrained = load_pretrained(self.path, numerics=self.numerics)
+        pretrained = load_pretrained(self.path, numerics=self.numerics, ema=self.ema)
         export = export_open_clip if self.to == "open_clip" else export_hugging_face
         export(pretrained, self.out)
         write_probe(pretrained.model, self.out)

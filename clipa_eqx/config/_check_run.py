@@ -74,6 +74,8 @@ def _stage_faults(config: RunConfig, stage: StageConfig, num_devices: int) -> li
             f"text_length={stage.text_length} keeps more tokens than data.caption_tokens="
             f"{config.data.caption_tokens} are read of a caption; raise caption_tokens or shorten text_length."
         )
+    if config.evaluation.ema and not stage.ema_decay:
+        faults.append("evaluation.ema measures averaged weights, of which ema_decay=0 keeps none; set ema_decay.")
     if stage.loss == "sigmoid" and config.model.init_logit_bias is None:
         faults.append("loss='sigmoid' needs model.init_logit_bias (SigLIP: -10).")
     schedule_steps = stage.optim.warmup_steps + stage.optim.cooldown_steps

@@ -110,6 +110,8 @@ class EvalConfig:
     """How a prompt longer than the model's context is cut (CLIPA's 8-token models: syntax)."""
     canonicalize: bool = False
     """Lower-case prompts and strip punctuation before tokenising (CLIPA-JAX: yes; open_clip, CLIPA-torch: no)."""
+    ema: bool = False
+    """Measure the averaged weights in training instead of the newest; each stage needs ema_decay."""
 
     def __post_init__(self) -> None:
         check_at_least("every_steps", self.every_steps, 0)

@@ -65,15 +65,10 @@ class Tokenizer:
         # A pickled fast tokenizer forgets encode_special_tokens; building anew sets it.
         return type(self), (self.fast, self.kind, self.pad_id, self.start_id, self.end_id, self.repair)
 
-    @property
-    def vocab_size(self) -> int:
-        """Rows that an embedding table needs: the highest id plus 1."""
-        return len(self._tokens)
-
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Changes when any caption could be split into other pieces."""
-        rules = json.dumps([self.fast.to_str(), self.kind, self.repair])
+        """Changes when any caption could get other ids."""
+        rules = json.dumps([self.fast.to_str(), self.kind, self.pad_id, self.start_id, self.end_id, self.repair])
         return hashlib.sha256(rules.encode()).hexdigest()[:32]
 
     def encode_batch(self, captions: Sequence[str], length: int) -> Int32[np.ndarray, "batch length"]:

@@ -1,6 +1,7 @@
-"""Images and texts to unit vectors, in batches of one shape on all local devices."""
+"""Images and texts to unit vectors, in batches of one shape, shared by all devices of all processes."""
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast, NamedTuple, Protocol as Interface, runtime_checkable, TypeVar
@@ -18,7 +19,7 @@ from ..config import CLIPConfig, DataConfig
 from ..data import eval_image, ImageError, Tokenizer, word_classes
 from ..models import normalize_pixels, scale_pixels
 from ..reduction import syntax_text, truncate_text
-from ..sharding import make_mesh, replicate, to_global
+from ..sharding import make_mesh, replicate, rows_of_all, texts_of_all, to_global
 from ._protocol import canonicalize, Protocol
 
 
@@ -77,13 +78,14 @@ def embed_images(model: Encoder, images: ImageFiles, protocol: Protocol, *, batc
     """Embed every image of a set, in order.
 
     Files are decoded in threads while the device embeds the batch before. Batches are padded to one shape, so one
-    function is compiled for all. An image that cannot be read or decoded is reported, not raised.
+    function is compiled for all. An image that cannot be read or decoded is reported, not raised. Several processes
+    call it together: each embeds its share, and all get the whole.
 
     Args:
-        model: gives unit vectors.
+        model: gives unit vectors; whole on a device of this process.
         images: the image files, at least 1.
         protocol: size, resize and kernel.
-        batch_size: most images at once, at least 1; rounded up to a multiple of the local devices.
+        batch_size: most images at once on this process, at least 1; rounded up to a multiple of its devices.
 
     Raises:
         ValueError: there is no image.
@@ -107,26 +109,29 @@ def embed_images(model: Encoder, images: ImageFiles, protocol: Protocol, *, batc
             faults[images.key(index)] = str(error)
             return np.zeros((protocol.image_size, protocol.image_size, 3), np.uint8)
 
+    share = _share(range(len(images)))
     with ThreadPoolExecutor(_DECODE_THREADS) as threads:
         batches = (
             _embed_pixels(model, _on_devices(np.stack(list(threads.map(decode, rows))), size, mesh))
-            for rows, size in _batches(range(len(images)), batch_size, mesh)
+            for rows, size in _batches(share, batch_size, mesh)
         )
-        embeds = _gathered(batches, len(images))
-    return ImageEmbeds(embeds, readable, dict(sorted(faults.items())))
+        embeds = _of_all(_gathered(batches, len(share)), len(images))
+    for text in texts_of_all(json.dumps(faults)):
+        faults |= json.loads(text)
+    return ImageEmbeds(embeds, _of_all(readable[share], len(images)), dict(sorted(faults.items())))
 
 
 def embed_texts(
     model: Encoder, texts: Sequence[str], tokenizer: Tokenizer, protocol: Protocol, *, batch_size: int = 256
 ) -> Float[np.ndarray, "texts embed"]:
-    """Embed texts, in order.
+    """Embed texts, in order. Several processes call it together, as `embed_images`.
 
     Args:
-        model: gives unit vectors.
+        model: gives unit vectors; whole on a device of this process.
         texts: at least 1.
         tokenizer: that of the model.
         protocol: context length, how longer texts are cut, whether they are canonicalised.
-        batch_size: most texts at once, at least 1; rounded up to a multiple of the local devices.
+        batch_size: most texts at once on this process, at least 1; rounded up to a multiple of its devices.
 
     Raises:
         ValueError: there is no text.
@@ -144,8 +149,9 @@ def embed_texts(
         priority = table[tokens].astype(np.int32)
         return _embed_tokens(model, _on_devices(tokens, size, mesh), _on_devices(priority, size, mesh), cut)
 
-    batches = (embed(rows, size) for rows, size in _batches(texts, batch_size, mesh))
-    return _gathered(batches, len(texts))
+    share = [texts[index] for index in _share(range(len(texts)))]
+    batches = (embed(rows, size) for rows, size in _batches(share, batch_size, mesh))
+    return _of_all(_gathered(batches, len(share)), len(texts))
 
 
 class _Cut(NamedTuple):
@@ -176,6 +182,18 @@ def _embed_tokens(
         return model.encode_text(jnp.take(tokens, kept))
 
     return jax.vmap(embed)(tokens, priority)
+
+
+def _share(items: range) -> list[int]:
+    """The items of this process, as many on each: where they do not divide, the last one stands in."""
+    size = -(-len(items) // jax.process_count())
+    first = jax.process_index() * size
+    return [min(index, items.stop - 1) for index in range(first, first + size)]
+
+
+def _of_all(rows: np.ndarray, count: int) -> np.ndarray:
+    """The rows of all shares, without the ones that stood in."""
+    return rows_of_all(rows)[:count]
 
 
 def _batches(items: Sequence[_T], batch_size: int, mesh: Mesh) -> Iterator[tuple[Sequence[_T], int]]:

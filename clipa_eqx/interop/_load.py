@@ -16,13 +16,14 @@ _HUB_TEXTS = ["*.json", "*.txt", "*.txt.gz"]
 _HUB_SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
 
 
-def load_pretrained(path: Path | str, *, numerics: Numerics = "open_clip") -> Pretrained:
+def load_pretrained(path: Path | str, *, numerics: Numerics = "open_clip", ema: bool = False) -> Pretrained:
     """Load a model from what a directory holds: a finished run, an open_clip model, or a Hugging Face model.
 
     Args:
         path: the directory, or `hf-hub:org/name` for one of the hub's, which needs the extra `hub`.
         numerics: for open_clip directories: `open_clip` computes as open_clip does, `as_trained` as CLIPA's and
             SigLIP's own code did (tanh GELU, epsilon 1e-6, CLIPA's tokens).
+        ema: for a run that kept an average of its weights: load that.
 
     Raises:
         FileNotFoundError: the directory or one of its files is missing.
@@ -31,11 +32,12 @@ def load_pretrained(path: Path | str, *, numerics: Numerics = "open_clip") -> Pr
     """
     name = str(path)
     root = _download(name.removeprefix(_HUB_PREFIX)) if name.startswith(_HUB_PREFIX) else Path(path)
+    foreign = (root / CONFIG_FILE).is_file() or is_hugging_face(root)
+    if ema and foreign:
+        raise ValueError(f"{root} is no run directory and holds no averaged weights; leave ema out.")
     if (root / CONFIG_FILE).is_file():
         return load_open_clip(root, numerics=numerics)
-    if is_hugging_face(root):
-        return load_hugging_face(root)
-    return load_run(root)
+    return load_hugging_face(root) if foreign else load_run(root, ema=ema)
 
 
 def _download(name: str) -> Path:

@@ -78,8 +78,12 @@ def save_pretrained(pretrained: Pretrained, directory: Path | str) -> None:
     (root / "config.json").write_text(json.dumps(config_to_json(run), indent=2) + "\n", encoding="utf-8")
 
 
-def load_run(root: Path) -> Pretrained:
+def load_run(root: Path, *, ema: bool = False) -> Pretrained:
     """Load the model of a finished run.
+
+    Args:
+        root: its directory.
+        ema: load the averaged weights instead of the last ones.
 
     Raises:
         FileNotFoundError: a file is missing; most often the run has not finished.
@@ -94,8 +98,11 @@ def load_run(root: Path) -> Pretrained:
         raise FileNotFoundError(
             f"{root} has no model.safetensors: its run has not finished. Start the same `clipa train` again."
         )
+    weights = root / ("model-ema.safetensors" if ema else "model.safetensors")
+    if not weights.is_file():
+        raise FileNotFoundError(f"{root} has no {weights.name}: its last stage kept no average (ema_decay=0).")
     run = load_run_config(root / "config.json")
-    model = load_weights(root / "model.safetensors")
+    model = load_weights(weights)
     preprocess = Preprocess(
         image_size=model.config.vision.image_size,
         resize=run.evaluation.resize,

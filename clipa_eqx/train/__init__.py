@@ -4,7 +4,7 @@ from ._augment import augment_colors as augment_colors, jitter_order as jitter_o
 from ._checkpoint import Checkpoints as Checkpoints
 from ._cost import step_flops as step_flops
 from ._layout import state_shardings as state_shardings
-from ._loop import check_vocabulary as check_vocabulary, Evaluator as Evaluator, RunResult as RunResult, train as train
+from ._loop import Evaluator as Evaluator, RunResult as RunResult, train as train
 from ._optim import (
     decay_mask as decay_mask,
     make_optimizer as make_optimizer,
@@ -14,5 +14,7 @@ from ._optim import (
 )
 from ._records import Records as Records
 from ._run_dir import RunDirectory as RunDirectory
+from ._start import check_layout as check_layout, check_vocabulary as check_vocabulary
 from ._state import init_state as init_state, run_keys as run_keys, TrainState as TrainState
 from ._step import DeviceBatch as DeviceBatch, make_train_step as make_train_step, StepMetrics as StepMetrics
+from ._together import together as together

@@ -59,12 +59,20 @@ class Checkpoints:
         )
 
     def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Read a checkpoint into the shapes, types and shardings of `like`.
+        """Read a checkpoint into the shapes, types and shardings of `like`, whatever layout it was written in.
+
+        Args:
+            step: one of the steps that were saved.
+            like: a state; shapes with shardings suffice.
 
         Raises:
             ValueError: the checkpoint is of another model or optimiser.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _raw_arrays(like))
+        shardings = {_name(path): leaf.sharding for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+        abstract = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
+            for name, leaf in jax.eval_shape(_raw_arrays, like).items()
+        }
         try:
             restored = self._manager.restore(
                 step,
@@ -83,15 +91,18 @@ def _raw_arrays(state: TrainState) -> dict[str, Any]:
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        named[jax.tree_util.keystr(path, simple=True, separator=".")] = jax.random.key_data(leaf) if is_key else leaf
+        named[_name(path)] = jax.random.key_data(leaf) if is_key else leaf
     return named
 
 
 def _from_raw_arrays(named: dict[str, Any], like: TrainState) -> TrainState:
-    def restore(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        array = named[jax.tree_util.keystr(path, simple=True, separator=".")]
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-        return array
+    def restore(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        array = named[_name(path)]
+        is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(array) if is_key else array
 
     return jax.tree_util.tree_map_with_path(restore, like)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -1,33 +1,40 @@
 """The training run, in the order in which it happens."""
 
 import contextlib
+import functools
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from .._types import Key
-from ..config import check_run, RunConfig, stage_model, StageConfig
-from ..data import BatchIterator, load_tokenizer, open_pairs, open_texts, PairSource, Tokenizer, training_batches
+from ..config import config_to_json, RunConfig, stage_model, StageConfig
+from ..data import BatchIterator, open_texts, PairSource, Tokenizer, training_batches
 from ..models import CLIP, make_clip, save_weights, transfer, with_execution
-from ..sharding import make_mesh, replicate, to_global
+from ..sharding import make_mesh, place, replicate, to_global, whole_on_one_device
 from ._checkpoint import Checkpoints
+from ._layout import state_shardings
 from ._metrics import last_evaluation, StageLog
-from ._optim import make_optimizer, make_schedule
+from ._optim import make_optimizer, make_schedule, trainable_mask
+from ._preemption import Preemption
 from ._run_dir import RunDirectory
+from ._start import open_run
 from ._state import init_state, run_keys, TrainState
 from ._step import make_train_step
+from ._together import check_same, together
 
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
-"""Measures a model on this process's devices. It sees the image size and text length in `model.config`."""
+"""Measures a model, all processes together. It sees the image size and text length in `model.config`."""
 
 # Steps that may be queued on the devices before the host waits: enough to hide the host's work, few enough to
 # keep the queued batches' memory small.
@@ -39,6 +46,8 @@ class RunResult:
     """What a finished run hands back."""
 
     model: CLIP
+    average: CLIP | None
+    """The averaged weights; None unless the last stage has `ema_decay`."""
     evaluation: dict[str, float]
     """Results of the last evaluation; empty without evaluators."""
     seconds: float
@@ -49,75 +58,48 @@ def train(config: RunConfig, run_dir: Path, *, evaluators: Sequence[Evaluator] =
     """Train every stage of a run, or continue it from where its directory says it was.
 
     Starting the same config in the same directory again resumes: weights, optimiser, order of the data and randomness
-    go on bit for bit. Each later stage starts from the weights of the one before, with positions moved to its sizes by
-    [`transfer`][clipa_eqx.models.transfer] and a fresh optimiser, as CLIPA tunes.
+    go on bit for bit; on other devices or processes, or in another layout, up to rounding. Each later stage starts from
+    the weights of the one before, with positions moved to its sizes by [`transfer`][clipa_eqx.models.transfer] and a
+    fresh optimiser, as CLIPA tunes.
 
     Args:
         config: the run.
         run_dir: where `config.json`, `metrics.jsonl`, checkpoints and, at the end, `model.safetensors` go. With several
             processes, a folder that all of them see.
-        evaluators: called as `config.evaluation.every_steps` says and at the end of each stage.
+        evaluators: called as `config.evaluation.every_steps` says and at the end of each stage; by all processes at
+            once, so they may share the work.
         console: show the live line.
 
     Raises:
-        ValueError: the config cannot run here, or the directory holds another run.
+        ValueError: the config cannot run here, the directory holds another run, or processes differ in what they start.
         FileNotFoundError: data or vocabulary are missing.
         FloatingPointError: the loss is no longer finite.
+        InterruptedError: SIGTERM came; a checkpoint was written, from which the same call continues.
     """
     began = time.perf_counter()
-    check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
-    primary = jax.process_index() == 0
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    check_vocabulary(config, tokenizer)
-    pairs = open_pairs(config.data)
     paths = RunDirectory(run_dir)
-    config = paths.settle(config)
-    paths.claim(config, write=primary)
+    config, tokenizer, pairs, changes = together(lambda: open_run(config, paths))
+    check_same({"config": config_to_json(config), "data": pairs.fingerprint, "vocabulary": tokenizer.fingerprint})
+    primary = jax.process_index() == 0
     if primary:
+        paths.claim(config)
         tokenizer.save(paths.tokenizer)
+    run = _Run(config, paths, pairs, tokenizer, make_mesh(), tuple(evaluators), primary=primary, console=console)
+    if console and primary:
+        for change in changes:
+            sys.stderr.write(f"Continues with another {change}: same weights up to rounding\n")
 
-    run = _Run(
-        config,
-        paths,
-        pairs,
-        tokenizer,
-        make_mesh(),
-        tuple(evaluators) if primary else (),
-        primary=primary,
-        console=console,
-    )
     model_key, stage_keys = run_keys(config.seed, len(config.stages))
     model = eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key)
-    results: dict[str, float] = {}
-    for place, key in enumerate(stage_keys):
-        model, results = _train_stage(run, place, model, key=key)
+    end = StageEnd(model, None, {})
+    with Preemption() as preemption:
+        for place, key in enumerate(stage_keys):
+            end = _train_stage(run, place, end.model, preemption, key=key)
     if primary:
-        save_weights(model, paths.model)
-    return RunResult(model=model, evaluation=results, seconds=time.perf_counter() - began)
-
-
-def check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
-    """Make sure that the model's embedding table and special ids are those of the vocabulary.
-
-    Raises:
-        ValueError: the table is too small, or padding or end ids differ.
-    """
-    text = config.model.text
-    if tokenizer.vocab_size > text.vocab_size:
-        raise ValueError(
-            f"The vocabulary {config.data.tokenizer} has {tokenizer.vocab_size} entries, the model's table "
-            f"text.vocab_size={text.vocab_size} rows; use a model with at least as many rows."
-        )
-    if tokenizer.pad_id != text.pad_id:
-        raise ValueError(
-            f"The vocabulary {config.data.tokenizer} pads with id {tokenizer.pad_id}, the model expects "
-            f"text.pad_id={text.pad_id}."
-        )
-    if text.end_id >= 0 and tokenizer.end_id != text.end_id:
-        raise ValueError(
-            f"The vocabulary {config.data.tokenizer} ends texts with id {tokenizer.end_id}, the model expects "
-            f"text.end_id={text.end_id}."
-        )
+        save_weights(end.model, paths.model)
+        if end.average is not None:
+            save_weights(end.average, paths.average)
+    return RunResult(end.model, end.average, end.evaluation, seconds=time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -134,31 +116,37 @@ class _Run:
     console: bool
 
 
-def _train_stage(run: _Run, place: int, model: CLIP, *, key: Key) -> tuple[CLIP, dict[str, float]]:
-    """Train one stage from its newest checkpoint, or else from `model`; returns its model and last evaluation."""
+class StageEnd(NamedTuple):
+    """What a stage leaves, whole on one device of each process."""
+
+    model: CLIP
+    average: CLIP | None
+    evaluation: dict[str, float]
+
+
+def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, *, key: Key) -> StageEnd:
+    """Train one stage from its newest checkpoint, or else from `model`."""
     config, stage = run.config, run.config.stages[place]
     model = transfer(model, stage_model(config, stage), image_positions=stage.position_transfer)
     model = with_execution(model, layers=config.layers, remat_image=stage.remat_image, remat_text=stage.remat_text)
     schedule = make_schedule(stage.optim, stage.steps)
     optimizer = make_optimizer(stage.optim, schedule, model)
-    state = replicate(eqx.filter_jit(init_state)(model, optimizer, key=key), run.mesh)
     data_seed = _data_seed(config.seed, place)
     position = {"seed": data_seed, "fingerprint": run.pairs.fingerprint}
+    steps_before = sum(earlier.steps for earlier in config.stages[:place])
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run.paths.checkpoints(stage.name), config.checkpoint))
         start = checkpoints.latest_step() or 0
-        if start:
-            state, saved = checkpoints.restore(start, state)
-            _check_position(saved, position, config.data.train or ", ".join(config.data.mixture))
+        state = _state_at(start, run, stage, model, optimizer, checkpoints, position, key=key)
         if start == stage.steps:
-            return local_model(state), last_evaluation(run.paths, stage)
+            return _end(state, run, last_evaluation(run.paths, stage))
 
         log = stack.enter_context(
             StageLog(config, place, run.paths, start=start, write=run.primary, console=run.console)
         )
         batches = stack.enter_context(contextlib.closing(_open_batches(run, stage, data_seed, start)))
-        train_step = make_train_step(stage, schedule, optimizer, run.mesh)
+        train_step = make_train_step(stage, schedule, optimizer, run.mesh, shard=config.shard)
         queued: deque[jax.Array] = deque()
         results: dict[str, float] = {}
         for step in range(start + 1, stage.steps + 1):
@@ -172,30 +160,61 @@ def _train_stage(run: _Run, place: int, model: CLIP, *, key: Key) -> tuple[CLIP,
             if len(queued) > _STEPS_AHEAD:
                 queued.popleft().block_until_ready()
 
-            evaluate = bool(run.evaluators) and _due(step, config.evaluation.every_steps, stage)
-            save = _due(step, config.checkpoint.every_steps, stage)
+            stop = preemption.reached(steps_before + step)
+            evaluate = bool(run.evaluators) and not stop and _due(step, config.evaluation.every_steps, stage)
+            save = stop or _due(step, config.checkpoint.every_steps, stage)
             if evaluate or save or _due(step, config.log_every_steps, stage):
                 log.flush()
             if evaluate:
-                results = _evaluate(run.evaluators, local_model(state))
+                results = _evaluate(run, state)
                 log.evaluation(step, results)
             if save:
                 # After the records of this step: what a checkpoint continues from is already on file.
                 checkpoints.save(step, state, position | {"batches": step})
-        return local_model(state), results
+            if stop:
+                raise InterruptedError(f"stopped by SIGTERM after step {step} of stage {stage.name!r}, which is saved")
+        return _end(state, run, results)
 
 
-def local_model(state: TrainState) -> CLIP:
-    """The model of a replicated state as arrays of one device of this process."""
-    return jax.tree.map(lambda array: array.addressable_data(0), state.model)
+def _state_at(
+    step: int,
+    run: _Run,
+    stage: StageConfig,
+    model: CLIP,
+    optimizer: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+    position: dict[str, Any],
+    *,
+    key: Key,
+) -> TrainState:
+    """The state of a checkpoint, or that before the first step; each device gets its own part and no more."""
+    averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
+    first = functools.partial(init_state, optimizer=optimizer)
+    shapes = jax.eval_shape(first, model, averaged=averaged, key=key)
+    shardings = state_shardings(shapes, run.config.shard, run.mesh)
+    if step:
+        put = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+        state, saved = checkpoints.restore(step, jax.tree.map(put, shapes, shardings))
+        _check_position(saved, position, run.config.data.train or ", ".join(run.config.data.mixture))
+        return state
+    model = place(model, shardings.model)
+    averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
+    return jax.jit(first, out_shardings=shardings)(model, averaged=averaged, key=replicate(key, run.mesh))
+
+
+def _end(state: TrainState, run: _Run, evaluation: dict[str, float]) -> StageEnd:
+    model, average = whole_on_one_device((state.model, state.averaged_model), run.mesh)
+    return StageEnd(model, average, evaluation)
 
 
 def _due(step: int, every: int, stage: StageConfig) -> bool:
     return step == stage.steps or (every > 0 and step % every == 0)
 
 
-def _evaluate(evaluators: Sequence[Evaluator], model: CLIP) -> dict[str, float]:
-    return {name: value for evaluator in evaluators for name, value in evaluator(model).items()}
+def _evaluate(run: _Run, state: TrainState) -> dict[str, float]:
+    model = state.averaged_model if run.config.evaluation.ema else state.model
+    whole = cast(CLIP, whole_on_one_device(model, run.mesh))
+    return {name: value for evaluator in run.evaluators for name, value in evaluator(whole).items()}
 
 
 def _data_seed(seed: int, place: int) -> int:

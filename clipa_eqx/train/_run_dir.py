@@ -26,6 +26,10 @@ _FREE = (
     "log_every_steps",
 )
 
+# Fields that change no mathematics, only the order of sums: a resumed run may change them too, as it may change its
+# devices, and goes on with the same weights up to rounding. The last name of a dotted path.
+_ROUNDING = ("shard", "layers", "micro_batch", "loss_tile", "remat_image", "remat_text")
+
 _PACKAGES = (
     "clipa_eqx",
     "jax",
@@ -54,6 +58,7 @@ class RunDirectory:
         self.tensorboard = root / "tensorboard"
         self.tokenizer = root / "tokenizer"
         self.model = root / "model.safetensors"
+        self.average = root / "model-ema.safetensors"
 
     def checkpoints(self, stage: str) -> Path:
         """Where one stage's checkpoints lie."""
@@ -73,29 +78,37 @@ class RunDirectory:
         decoder = find_decoder(dataclasses.replace(config.data, decoder=decoder))
         return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=decoder))
 
-    def claim(self, config: RunConfig, *, write: bool) -> None:
-        """Begin a run here, or make sure that the run found here is the same one.
+    def check(self, config: RunConfig) -> list[str]:
+        """Make sure that nothing is here yet, or that what is here is this very run.
 
         Args:
             config: the run to start or continue.
-            write: whether this process writes the files (one process of several does).
+
+        Returns:
+            Changes since the run was started that alter its weights by rounding only.
 
         Raises:
             ValueError: the directory holds another run, or files of something else.
         """
-        if self.config.exists():
-            changes = list(_changes(config_to_json(load_run_config(self.config)), config_to_json(config)))
-            if changes:
-                raise ValueError(
-                    f"{self.root} holds a run of another config; choose another run directory, or the same config. "
-                    "Changed:\n" + "\n".join(f"  - {change}" for change in changes)
-                )
-        elif self.root.exists() and any(self.root.iterdir()):
-            raise ValueError(f"{self.root} is not empty and holds no run; choose a new or an empty run directory.")
-        if write:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self.config.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
-            self.environment.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
+        if not self.config.exists():
+            if self.root.exists() and any(self.root.iterdir()):
+                raise ValueError(f"{self.root} is not empty and holds no run; choose a new or an empty run directory.")
+            return []
+        found = differences(config_to_json(load_run_config(self.config)), config_to_json(config))
+        changes = [change for change in found if not change.startswith(_FREE)]
+        rounding = [change for change in changes if change.split(":")[0].split(".")[-1] in _ROUNDING]
+        if rounding != changes:
+            raise ValueError(
+                f"{self.root} holds a run of another config; choose another run directory, or the same config. "
+                "Changed:\n" + "\n".join(f"  - {change}" for change in changes if change not in rounding)
+            )
+        return rounding
+
+    def claim(self, config: RunConfig) -> None:
+        """Write what the run is and with what it is carried out."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
+        self.environment.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -128,14 +141,13 @@ def _git_state() -> dict[str, Any] | None:
     return {"commit": commit.stdout.strip(), "changed": bool(status.stdout.strip())}
 
 
-def _changes(old: Any, new: Any, where: str = "") -> Iterator[str]:
-    if where.startswith(_FREE):
-        return
+def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """Each value in which two JSON objects of one form differ, by its dotted path."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in new:
-            yield from _changes(old.get(name), new[name], f"{where}.{name}" if where else name)
+            yield from differences(old.get(name), new[name], f"{where}.{name}" if where else name)
     elif isinstance(old, list | tuple) and isinstance(new, list | tuple) and len(old) == len(new):
         for place, (before, after) in enumerate(zip(old, new, strict=True)):
-            yield from _changes(before, after, f"{where}.{place}")
+            yield from differences(before, after, f"{where}.{place}")
     elif old != new:
         yield f"{where}: {old!r} there, {new!r} here"
