@@ -65,6 +65,11 @@ class Tokenizer:
         # A pickled fast tokenizer forgets encode_special_tokens; building anew sets it.
         return type(self), (self.fast, self.kind, self.pad_id, self.start_id, self.end_id, self.repair)
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows that an embedding table needs: the highest id plus 1."""
+        return len(self._tokens)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when any caption could get other ids."""
