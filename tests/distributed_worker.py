@@ -1,6 +1,7 @@
 """One process of a run over several: the first gradient, then training. Started by test_distributed.py.
 
-Arguments: config.json, run directory, file for the gradient, and, for several processes, address, count, index.
+Arguments: config.json, run directory, file for the gradient or "-" for none, and, for several processes, address,
+count, index.
 """
 
 import sys
@@ -13,9 +14,10 @@ import optax
 
 from clipa_eqx.config import load_run_config, stage_model
 from clipa_eqx.data import load_tokenizer, open_pairs, open_texts, training_batches
+from clipa_eqx.evaluation import make_evaluators
 from clipa_eqx.models import make_clip
-from clipa_eqx.sharding import make_mesh, replicate, to_global
-from clipa_eqx.train import init_state, make_train_step, train
+from clipa_eqx.sharding import make_mesh, place, to_global, whole_on_one_device
+from clipa_eqx.train import init_state, make_train_step, state_shardings, train
 
 
 def first_gradient(config):
@@ -25,7 +27,8 @@ def first_gradient(config):
     model = eqx.filter_jit(make_clip)(stage_model(config, stage), key=jax.random.key(0))
     before = [np.array(leaf) for leaf in jax.tree.leaves(model)]
     optimizer = optax.identity()
-    state = replicate(init_state(model, optimizer, key=jax.random.key(1)), mesh)
+    state = init_state(model, optimizer, key=jax.random.key(1))
+    state = place(state, state_shardings(state, config.shard, mesh))
     pairs = open_pairs(config.data)
     batches = training_batches(
         pairs,
@@ -39,9 +42,9 @@ def first_gradient(config):
     batch = next(batches)
     batches.close()
     rows = {"pixels": batch.pixels, "tokens": batch.tokens, "word_class": batch.word_class}
-    step = make_train_step(stage, optax.constant_schedule(1.0), optimizer, mesh)
+    step = make_train_step(stage, optax.constant_schedule(1.0), optimizer, mesh, shard=config.shard)
     state, _ = step(state, to_global(rows, mesh))
-    after = [np.array(leaf.addressable_data(0)) for leaf in jax.tree.leaves(state.model)]
+    after = [np.array(leaf) for leaf in jax.tree.leaves(whole_on_one_device(state.model, mesh))]
     return [b - a for a, b in zip(before, after, strict=True)]
 
 
@@ -51,10 +54,12 @@ def main():
         address, count, index = processes
         jax.distributed.initialize(address, int(count), int(index))
     config = load_run_config(Path(config_path))
-    gradient = first_gradient(config)
-    if jax.process_index() == 0:
-        np.savez(gradient_path, *gradient)
-    train(config, Path(run_dir), console=False)
+    if gradient_path != "-":
+        gradient = first_gradient(config)
+        if jax.process_index() == 0:
+            np.savez(gradient_path, *gradient)
+    evaluators = make_evaluators(config.evaluation, load_tokenizer(config.data.tokenizer))
+    train(config, Path(run_dir), evaluators=evaluators, console=False)
 
 
 if __name__ == "__main__":

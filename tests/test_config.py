@@ -11,9 +11,11 @@ from clipa_eqx.config import (
     CLIPConfig,
     config_from_json,
     config_to_json,
+    EvalConfig,
     load_run_config,
     OptimConfig,
     override,
+    RateConfig,
     RunConfig,
     stage_model,
     StageConfig,
@@ -47,6 +49,11 @@ def run():
         (lambda: StageConfig(image_reduction="grid"), "disagree"),
         (lambda: StageConfig(keep_patches=4), "disagree"),
         (lambda: StageConfig(name="../up"), "folder name"),
+        (lambda: StageConfig(micro_batch=-1), "micro_batch must be at least 0, got -1"),
+        (lambda: StageConfig(ema_decay=1.0), r"ema_decay must lie in \[0.0, 1.0\), got 1.0"),
+        (lambda: RateConfig("vision.*", -1.0), "factor must lie in"),
+        (lambda: OptimConfig(text_layer_decay=0.0), r"text_layer_decay must lie in \(0.0, 1.0\]"),
+        (lambda: RunConfig(shard="half"), "shard must be one of none, optimizer, all, got 'half'"),
     ],
 )
 def test_single_faults(make, message):
@@ -66,10 +73,15 @@ def test_all_cross_field_faults_are_reported_together(run):
         text_length=99,
         loss="sigmoid",
         optim=OptimConfig(warmup_steps=1000),
+        micro_batch=20,
     )
     full = dataclasses.replace(run.stages[1], name="few", image_reduction="random", keep_patches=50, samples=0)
     with pytest.raises(ValueError) as caught:
-        check_run(dataclasses.replace(run, stages=(few, full)), num_devices=8, num_processes=3)
+        check_run(
+            dataclasses.replace(run, stages=(few, full), evaluation=EvalConfig(ema=True)),
+            num_devices=8,
+            num_processes=3,
+        )
     message = str(caught.value)
     for part in (
         "stage name 'few' is used 2 times",
@@ -81,11 +93,23 @@ def test_all_cross_field_faults_are_reported_together(run):
         "warmup_steps + cooldown_steps = 1000 is more than the 102 steps",
         "keep_patches=50 is more than the 49 patches",
         "samples=0",
+        "micro_batch=20 does not divide batch_size=63",
+        "micro_batch=20 does not split over 8 devices; nearest sizes that do: 16 and 24",
+        "evaluation.ema measures averaged weights, of which ema_decay=0 keeps none",
     ):
         assert part in message
 
 
+def test_a_layout_that_does_not_divide_a_width_is_named(run):
+    run = dataclasses.replace(run, stages=(dataclasses.replace(run.stages[0], batch_size=70),), shard="all")
+    with pytest.raises(ValueError, match="over 7 devices, which do not divide model.vision.width=768"):
+        check_run(run, num_devices=7)
+    check_run(dataclasses.replace(run, shard="none"), num_devices=7)
+
+
 def test_json_round_trip(run):
+    optim = OptimConfig(rates=(RateConfig("vision.*", 0.0), RateConfig("*.bias", 2.0)))
+    run = dataclasses.replace(run, stages=(*run.stages, StageConfig(optim=optim)))
     text = json.dumps(config_to_json(run))
     assert config_from_json(RunConfig, json.loads(text)) == run
 

@@ -1,5 +1,7 @@
 """A run killed at any point and started again is the run that was never interrupted, bit for bit."""
 
+import re
+import signal
 import time
 
 import pytest
@@ -41,16 +43,17 @@ def _curve(run_dir):
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 
-def _kill_after(rows, config, run_dir, cache):
-    """Start the run and kill it, without a chance to clean up, once its record has so many rows."""
+def _kill_after(rows, config, run_dir, cache, number=signal.SIGKILL):
+    """Start the run and kill it, by default without a chance to clean up, once its record has so many rows."""
     process = start_clipa("train", "--config", config, "--run-dir", run_dir, cache=cache)
     deadline = time.monotonic() + 120
     while len(_curve(run_dir)) < rows:
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline, "the run made no progress"
         time.sleep(0.002)
-    process.kill()
-    process.communicate()
+    process.send_signal(number)
+    _, err = process.communicate()
+    return process.returncode, err
 
 
 def test_an_uninterrupted_run_records_every_step(uninterrupted):
@@ -61,10 +64,18 @@ def test_an_uninterrupted_run_records_every_step(uninterrupted):
 
 
 def test_killed_three_times_and_started_again(data, config, cache, uninterrupted):
-    """Before the first checkpoint, between two of them, and in the second stage; data workers die with it."""
+    """Before the first checkpoint, between two of them, and in the second stage; data workers die with it.
+
+    The second time by SIGTERM, upon which the run saves what it has, at whatever step.
+    """
     run_dir = data / "killed"
-    for rows in (1, 4, 8):
-        _kill_after(rows, config, run_dir, cache)
+    _kill_after(1, config, run_dir, cache)
+    code, err = _kill_after(3, config, run_dir, cache, number=signal.SIGTERM)
+    assert code == 143, err
+    step = re.search(r"stopped by SIGTERM after step (\d+) of stage '(few|all)', which is saved; the same command", err)
+    assert (run_dir / "checkpoints" / step[2] / step[1]).is_dir()
+    assert _curve(run_dir)[-1]["step"] == int(step[1])
+    _kill_after(8, config, run_dir, cache)
     code, _, err = run_clipa("train", "--config", config, "--run-dir", run_dir, cache=cache)
     assert code == 0, err
     assert _curve(run_dir) == _curve(uninterrupted)
