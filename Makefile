@@ -15,8 +15,9 @@ test: $(VENV)/.installed-test  ## The plain test run: no accelerator, no network
 test-bridges: $(VENV)/.installed-bridges  ## Weights and tokens against torch, transformers and open_clip, on the CPU
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/test_bridge_*.py
 
-test-data: $(VENV)/.installed-data  ## Shards behind HTTP and in an S3 bucket, on servers of this machine
+test-data: $(VENV)/.installed-data $(VENV)-img2dataset/.installed  ## Shards behind HTTP, in an S3 bucket, and of the real img2dataset, on servers of this machine
 	$(BIN)/python -m pytest tests/test_remote.py
+	IMG2DATASET=$(VENV)-img2dataset/bin/img2dataset $(BIN)/python -m pytest tests/peer_img2dataset.py
 
 lint: $(VENV)/.installed-test  ## Formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -48,9 +49,15 @@ $(VENV)/.installed-data: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet -e ".[test,remote]" "moto[s3]" flask flask-cors -c constraints.txt
 	touch $@
 
+# Its old pins keep it apart. TensorFlow is what it writes TFRecords with; nothing here ever imports it.
+$(VENV)-img2dataset/.installed:
+	$(PYTHON) -m venv $(VENV)-img2dataset
+	$(VENV)-img2dataset/bin/python -m pip install --quiet img2dataset==1.47.0 tensorflow-cpu==2.21.0 tensorflow-io==0.37.1
+	touch $@
+
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -e ".[docs]" -c constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-img2dataset runs site .pytest_cache .ruff_cache

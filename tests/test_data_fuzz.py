@@ -2,6 +2,7 @@
 
 import contextlib
 import faulthandler
+import hashlib
 import random
 import re
 import tarfile
@@ -28,8 +29,10 @@ def marked_image(number):
 
 
 IMAGES = [marked_image(number) for number in range(PAIRS)]
-CAPTIONS = [f"a caption of pair {number}, written out to its end" for number in range(PAIRS)]
-ROWS = [{"key": f"{n:09d}", "jpg": IMAGES[n], "txt": CAPTIONS[n], "score": n / 8} for n in range(PAIRS)]
+# A flipped bit must not make the name or caption of one pair that of another: plain text carries no checksum.
+NAMES = [hashlib.sha256(bytes([number])).hexdigest()[:16] for number in range(PAIRS)]
+CAPTIONS = [f"a caption of pair {name}, written out to its end" for name in NAMES]
+ROWS = [{"key": NAMES[n], "jpg": IMAGES[n], "txt": CAPTIONS[n], "score": n / 8} for n in range(PAIRS)]
 
 
 def write_members(form):

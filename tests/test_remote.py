@@ -7,7 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from data_files import encode, NumberTexts, pair_members, picture, write_tar
+from data_files import (
+    encode,
+    NumberTexts,
+    pair_members,
+    picture,
+    write_arrow,
+    write_examples,
+    write_parquet,
+    write_tar,
+)
 from remote_servers import serve
 
 from clipa_eqx.config import DataConfig, FilterConfig, RemoteConfig, StageConfig
@@ -63,6 +72,17 @@ def test_http_reads_like_a_disk(folder, monkeypatch):
             open_at(f"{server.url}/{{00000..00002}}.tar")
     # Nothing is written into a folder that is served.
     assert sorted(path.name for path in folder.iterdir()) == [".clipa_index", "00001.tar", "00002.tar"]
+
+
+def test_every_kind_of_shard_is_read_over_http(tmp_path):
+    rows = [{"jpg": image, "txt": caption} for caption, image in EXPECTED.items()]
+    for name, write in (("0.tfrecord", write_examples), ("0.parquet", write_parquet), ("0.arrow", write_arrow)):
+        write(tmp_path / name, rows)
+        with serve(tmp_path) as server:
+            pairs = open_at(f"{server.url}/{name}")
+            assert (read_all(pairs), pairs.skipped) == (EXPECTED, {})
+    with pytest.raises(ValueError, match="layout array-record is not read over a network"):
+        open_at("http://localhost/0.array_record")
 
 
 def test_an_image_is_one_request_for_its_bytes(folder):
