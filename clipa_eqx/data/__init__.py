@@ -2,11 +2,12 @@
 
 from ._batch import Batch as Batch, Fault as Fault
 from ._convert import convert_pairs as convert_pairs, ConvertSummary as ConvertSummary, ConvertTo as ConvertTo
-from ._crop import DRAWS as DRAWS
+from ._crop import draw_crop as draw_crop, DRAWS as DRAWS
 from ._fast_jpeg import find_decoder as find_decoder
 from ._image import eval_image as eval_image, ImageError as ImageError, training_image as training_image
 from ._pair import Pair as Pair, PairSource as PairSource
 from ._pipeline import BatchIterator as BatchIterator, training_batches as training_batches
+from ._ragged import Ragged as Ragged
 from ._sets import (
     ClassificationSet as ClassificationSet,
     open_classification as open_classification,
