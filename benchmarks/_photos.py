@@ -1,5 +1,6 @@
 """JPEGs cut out of the photographs that scikit-learn and scikit-image bring, for the benchmarks of reading data."""
 
+import importlib
 import io
 
 import numpy as np
@@ -15,10 +16,9 @@ def photo_jpegs(count: int, *, size: int, quality: int, seed: int = 0) -> list[b
         quality: of the JPEG, 4:2:0 as img2dataset writes it.
         seed: of places and noise.
     """
-    import skimage.data
-    from sklearn.datasets import load_sample_images
-
-    photos = [*load_sample_images().images, skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
+    # Only benchmarks need these two, so they are no dependencies; the type checker does not look for them.
+    datasets, data = importlib.import_module("sklearn.datasets"), importlib.import_module("skimage.data")
+    photos = [*datasets.load_sample_images().images, data.astronaut(), data.coffee(), data.chelsea()]
     rng = np.random.default_rng(seed)
     files = []
     for number in range(count):

@@ -14,6 +14,7 @@ One thread, rounds interleaved. Appends one JSON line to results/decode.json.
 """
 
 import importlib.metadata
+import importlib.util
 import io
 import json
 import os
@@ -60,10 +61,9 @@ def make_methods(side: int, size: int, kernel: Interpolation) -> dict[str, Metho
         )
 
     methods: dict[str, Method] = {"full": full, "pillow": library("pillow"), "fast": library("fast")}
-    try:
-        import cv2
-    except ImportError:
+    if importlib.util.find_spec("cv2") is None:
         return methods
+    cv2 = importlib.import_module("cv2")
     cv2.setNumThreads(0)
     flags = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 

