@@ -1,7 +1,8 @@
 """How fast is a JPEG cropped and resized for training, and how far is the result from a full decode?
 
-Every method takes the same boxes, drawn as training draws them. `full` decodes the whole picture with Pillow and resizes
-the box with an antialiased kernel, as torchvision does; the difference to it is the mean of |levels| of 255. Methods:
+Every method takes the same boxes, drawn as training draws them. `full` decodes the whole picture with Pillow and
+resizes the box with the antialiased kernel of the same name, as torchvision does; the difference to it is the mean of
+|levels| of 255. Methods:
 
 - pillow, fast: the library's two decoders.
 - opencv_area, opencv_linear: OpenCV's decoder at 1/8, 1/4, 1/2 and its two usual kernels, the second not antialiased,
