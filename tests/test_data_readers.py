@@ -125,6 +125,29 @@ def test_a_stall_is_an_error_that_names_the_pair(folder):
     pairs.free.set()
 
 
+STUCK = """
+import sys, threading
+from clipa_eqx.config import DataConfig, StageConfig
+from clipa_eqx.data import open_pairs, training_batches
+from data_files import NumberTexts
+from test_data_readers import Counted
+
+pairs = Counted(open_pairs(DataConfig(train=sys.argv[1])), stuck_at=7)
+for batch in training_batches(pairs, NumberTexts(), DataConfig(caption_tokens=3, stall_timeout_s=0.5),
+                              StageConfig(batch_size=20, image_size=8), seed=3):
+    pass
+"""
+
+
+def test_a_run_that_stalls_ends(folder, tmp_path):
+    """Although its thread cannot be stopped."""
+    path = tmp_path / "stuck.py"
+    path.write_text(STUCK)
+    done = subprocess.run([sys.executable, path, folder], env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "ReaderError: Nothing was read for 0.5 s" in done.stderr
+
+
 def test_a_dead_process_is_an_error_that_names_the_pair(folder):
     iterator = start(Deadly(open_pairs(DataConfig(train=str(folder))), at=11), processes=1)
     with pytest.raises(ReaderError, match=r"ended with exit code -9 while it read 0.tar/000000011 \(pair 11, row"):
@@ -175,12 +198,15 @@ def script(tmp_path_factory):
     return path
 
 
-def run_script(script, folder, processes, step=0, process=(0, 1)):
+def environment():
     here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}:{here.parent}"}
+    return os.environ | {"PYTHONPATH": f"{here}:{here.parent}"}
+
+
+def run_script(script, folder, processes, step=0, process=(0, 1)):
     arguments = [sys.executable, script, folder, processes, step, *process]
     return subprocess.Popen(
-        [str(item) for item in arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [str(item) for item in arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
 
 

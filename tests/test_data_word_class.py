@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from clipa_eqx.data import word_class, word_classes, word_classifier
 from clipa_eqx.data._byte_pair import build_byte_pair
+from clipa_eqx.data._classes import ADJECTIVE, NOUN, OTHER, VERB
 from clipa_eqx.data._tokenizer import load_tokenizer, Tokenizer
-from clipa_eqx.data._word_class import ADJECTIVE, NOUN, OTHER, VERB, word_class, word_classes
 
 
 def test_builder_reduces_a_lexicon(tmp_path):
@@ -87,3 +89,29 @@ def test_byte_pair_vocabulary():
     vocab = {piece: index for index, piece in enumerate(expected)}
     tokenizer = Tokenizer(build_byte_pair(vocab, []), "byte_pair", pad_id=0, start_id=9, end_id=10)
     assert dict(zip(expected, word_classes(tokenizer).tolist(), strict=True)) == expected
+
+
+def test_a_tagger_reads_the_context(tmp_path, monkeypatch):
+    """A tagger trained on two sentences, found where NLTK looks for its weights."""
+    import nltk
+
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "the", "left", "door", "we", "home", "##s"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces))
+    tokenizer = load_tokenizer(tmp_path)
+    classifier = word_classifier(tokenizer, "nltk")
+    texts = tokenizer.split(["the left door", "", "we left homes \u2603"])
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    nltk.tag._get_tagger.cache_clear()
+    with pytest.raises(ValueError, match="averaged_perceptron_tagger_eng"):
+        classifier.classify(texts)
+    tagger = nltk.tag.PerceptronTagger(load=False)
+    sentences = [
+        [("the", "DT"), ("left", "JJ"), ("door", "NN")],
+        [("we", "PRP"), ("left", "VBD"), ("homes", "NNS")],
+    ]
+    tagger.train(sentences * 20)
+    folder = tmp_path / "taggers" / "averaged_perceptron_tagger_eng"
+    folder.mkdir(parents=True, mode=0o700)
+    tagger.save_to_json("eng", str(folder))
+    assert classifier.classify(texts).tolist() == [OTHER, ADJECTIVE, NOUN, OTHER, VERB, NOUN, NOUN, OTHER]
+    nltk.tag._get_tagger.cache_clear()

@@ -1,5 +1,7 @@
 """A run killed at any point and started again is the run that was never interrupted, bit for bit."""
 
+import dataclasses
+import importlib.util
 import re
 import signal
 import time
@@ -7,7 +9,9 @@ import time
 import pytest
 from helpers import run_clipa, start_clipa, tiny_run, write_config, write_shards, write_vocabulary
 
+from clipa_eqx.config import load_run_config
 from clipa_eqx.train import Records
+from clipa_eqx.train._run_dir import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +95,17 @@ def test_a_finished_run_started_again_changes_nothing(config, cache, uninterrupt
     assert code == 0, err
     after = (uninterrupted / "metrics.jsonl").read_bytes(), (uninterrupted / "model.safetensors").read_bytes()
     assert after == before
+
+
+def test_a_run_goes_on_with_the_decoder_it_began_with(tmp_path, monkeypatch):
+    paths, run = RunDirectory(tmp_path / "run"), tiny_run(tmp_path)
+    assert run.data.decoder == "auto"
+    paths.claim(paths.settle(run), write=True)
+    assert load_run_config(paths.config).data.decoder == "fast"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert RunDirectory(tmp_path / "other").settle(run).data.decoder == "pillow"
+    with pytest.raises(ImportError, match="fast"):
+        paths.settle(run)
+    pillow = dataclasses.replace(run, data=dataclasses.replace(run.data, decoder="pillow"))
+    with pytest.raises(ValueError, match=r"data.decoder: 'fast' there, 'pillow' here"):
+        paths.claim(paths.settle(pillow), write=True)

@@ -17,7 +17,7 @@ EvalResize = Literal["crop", "squash"]
 Shard = Literal["none", "optimizer", "all"]
 Decoder = Literal["pillow", "fast"]
 DecoderChoice = Literal["auto", "pillow", "fast"]
-WordClassBy = Literal["word", "piece"]
+WordClassBy = Literal["word", "piece", "nltk"]
 SourceLayout = Literal["auto", "webdataset", "tfrecord", "array-record", "parquet", "arrow", "csv", "folder"]
 
 
@@ -39,7 +39,8 @@ class DataConfig:
     caption_tokens: int = 64
     """Tokens of a caption read before text reduction, the class or start token included."""
     word_class: WordClassBy = "word"
-    """How syntax reduction ranks the pieces of a word: all by the word, or each piece by itself (CLIPA-JAX)."""
+    """How syntax reduction ranks the pieces of a word: all by the usual class of the word, each piece by itself
+    (CLIPA-JAX), or by NLTK's tagger in the context (extra `nltk`; slow: keep texts with `clipa data index` first)."""
     csv_separator: str = ","
     """Field separator of a .csv file; .tsv files always use a tab."""
     image_field: str = ""

@@ -1,12 +1,14 @@
 """Captioned images on disk to batches of uint8 pixels and token ids, and the sets that models are evaluated on."""
 
 from ._batch import Batch as Batch, Fault as Fault
+from ._classifier import word_classifier as word_classifier, WordClassifier as WordClassifier
 from ._convert import convert_pairs as convert_pairs, ConvertSummary as ConvertSummary, ConvertTo as ConvertTo
-from ._crop import DRAWS as DRAWS
+from ._crop import draw_crop as draw_crop, DRAWS as DRAWS
 from ._fast_jpeg import find_decoder as find_decoder
 from ._image import eval_image as eval_image, ImageError as ImageError, training_image as training_image
 from ._pair import Pair as Pair, PairSource as PairSource
 from ._pipeline import BatchIterator as BatchIterator, training_batches as training_batches
+from ._ragged import Ragged as Ragged
 from ._sets import (
     ClassificationSet as ClassificationSet,
     open_classification as open_classification,
@@ -22,11 +24,6 @@ from ._texts import (
     TextReader as TextReader,
 )
 from ._tokenizer import load_tokenizer as load_tokenizer, Tokenizer as Tokenizer, train_tokenizer as train_tokenizer
-from ._word_class import (
-    word_class as word_class,
-    word_classes as word_classes,
-    word_classifier as word_classifier,
-    WordClassifier as WordClassifier,
-)
+from ._word_class import word_class as word_class, word_classes as word_classes
 from ._workers import ReaderError as ReaderError
 from .world import make_world as make_world, WorldSummary as WorldSummary

@@ -46,7 +46,7 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     import simplejpeg
 
     height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    return width, height
+    return int(width), int(height)
 
 
 def resized_jpeg(

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
+from ._classifier import WordClassifier
 from ._index import ShardIndex
 from ._ragged import Ragged
 from ._reading import ChangedFileError, FileStamp, read_at, stamp_file
 from ._tokenizer import Tokenizer
-from ._word_class import WordClassifier
 from ._writing import write_whole
 
 

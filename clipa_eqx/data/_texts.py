@@ -9,13 +9,14 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 
 from ..config import DataConfig
+from ._classes import OTHER
+from ._classifier import word_classifier, WordClassifier
 from ._index import ShardIndex
 from ._mixture import MixedPairs
 from ._pair import PairSource
 from ._ragged import Ragged
 from ._text_cache import build_text_cache, MOST_PIECES, open_text_cache, TextCache, TextRules, unpack_texts
 from ._tokenizer import Tokenizer
-from ._word_class import OTHER, word_classifier, WordClassifier
 
 
 _THREADS = 8
@@ -24,8 +25,8 @@ _THREADS = 8
 class Caption(NamedTuple):
     """One caption of a source."""
 
-    index: int
-    """Of its pair."""
+    pair: int
+    """Index of its pair."""
     number: int
     """Which of the pair's captions."""
     text: str
@@ -98,7 +99,7 @@ class KeptTexts:
         packed: list[bytes] = []
         missing: list[int] = []
         for row, caption in enumerate(captions):
-            shard, place = self.pairs.locate(caption.index)
+            shard, place = self.pairs.locate(caption.pair)
             cache = self.caches[shard]
             if cache is None:
                 missing.append(row)
@@ -125,10 +126,10 @@ class MixedTexts:
         """Token ids and word classes."""
         tokens = np.empty((len(captions), length), np.int32)
         word_class = np.empty((len(captions), length), np.uint8)
-        found = [self.pairs.locate_source(caption.index) for caption in captions]
+        found = [self.pairs.locate_source(caption.pair) for caption in captions]
         for number, reader in enumerate(self.readers):
             rows = [row for row, (source, _) in enumerate(found) if source == number]
-            own = [captions[row]._replace(index=found[row][1]) for row in rows]
+            own = [captions[row]._replace(pair=found[row][1]) for row in rows]
             if rows:
                 tokens[rows], word_class[rows] = reader.read(own, length)
         return tokens, word_class

@@ -2,25 +2,17 @@
 
 import functools
 import gzip
-import hashlib
 import importlib.resources
-import json
-from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Integer, UInt8
+from jaxtyping import UInt8
 from tokenizers import decoders
 
-from .._checks import check_choice
-from ..config import WordClassBy
 from ._byte_pair import WORD_END
-from ._ragged import Ragged
+from ._classes import ADJECTIVE, NOUN, OTHER, VERB
 from ._tokenizer import Tokenizer
 from ._word_piece import CONTINUATION
 
-
-NOUN, ADJECTIVE, VERB, OTHER = range(4)
-_MOST_KNOWN = 1 << 16
 
 _SUFFIXES = {
     "ly": OTHER,
@@ -62,84 +54,8 @@ def word_classes(tokenizer: Tokenizer) -> UInt8[np.ndarray, " vocab"]:
     return classes
 
 
-@dataclass(frozen=True)
-class WordClassifier:
-    """Gives each piece of a text a class. With `begins` and `ends` the pieces of one word share the word's class."""
-
-    pieces: tuple[str, ...]
-    """Spelling of each id."""
-    byte_pair: bool
-    table: UInt8[np.ndarray, " vocab"]
-    """Class of each piece by itself."""
-    begins: Bool[np.ndarray, " vocab"] | None = None
-    """Whether a piece begins a word; None: every piece stands by itself."""
-    ends: Bool[np.ndarray, " vocab"] | None = None
-    """Whether a piece ends a word."""
-    _known: dict[bytes, int] = field(default_factory=dict, repr=False, compare=False)
-    """Classes of words of several pieces that came before."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes when any piece could get another class."""
-        digest = hashlib.sha256(self.table.tobytes())
-        if self.begins is not None and self.ends is not None:
-            digest.update(self.begins.tobytes() + self.ends.tobytes() + json.dumps(self.pieces).encode())
-        return digest.hexdigest()[:32]
-
-    def classify(self, texts: Ragged) -> UInt8[np.ndarray, " values"]:
-        """The class of each piece of some texts: 0 noun, 1 adjective, 2 verb, 3 other."""
-        ids = texts.values
-        classes = self.table[ids]
-        if self.begins is None or self.ends is None:
-            return classes
-        first = self.begins[ids] | texts.first_of_rows()
-        first[1:] |= self.ends[ids[:-1]]
-        starts = np.flatnonzero(first)
-        stops = np.append(starts[1:], len(ids))
-        for word in np.flatnonzero(stops - starts > 1):
-            place = slice(starts[word], stops[word])
-            classes[place] = self._class_of_word(ids[place])
-        return classes
-
-    def _class_of_word(self, ids: Integer[np.ndarray, " pieces"]) -> int:
-        key = ids.tobytes()
-        known = self._known.get(key)
-        if known is None:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            spellings = [self.pieces[index] for index in ids.tolist()]
-            word = _decode_byte_pairs(spellings) if self.byte_pair else _join_word_pieces(spellings)
-            known = self._known[key] = OTHER if word.startswith("'") else word_class(word)
-        return known
-
-
-def word_classifier(tokenizer: Tokenizer, by: WordClassBy = "word") -> WordClassifier:
-    """What gives the pieces of a tokenizer their classes.
-
-    Args:
-        tokenizer: whose pieces.
-        by: word: all pieces of a word have the class of the word, which agrees more often with taggers that read the
-            context; piece: each has its own, as in CLIPA-JAX.
-    """
-    check_choice("by", by, WordClassBy)
-    pieces, table, byte_pair = tuple(tokenizer.tokens()), word_classes(tokenizer), tokenizer.kind == "byte_pair"
-    if by == "piece":
-        return WordClassifier(pieces, byte_pair, table)
-    special = np.zeros(len(pieces), bool)
-    special[tokenizer.special_ids()] = True
-    if byte_pair:
-        begins, ends = special, special | np.array([piece.endswith(WORD_END) for piece in pieces])
-    else:
-        begins = special | np.array([not piece.startswith(CONTINUATION) for piece in pieces])
-        ends = special
-    return WordClassifier(pieces, byte_pair, table, begins, ends)
-
-
-def _join_word_pieces(pieces: list[str]) -> str:
-    return "".join(piece.removeprefix(CONTINUATION) for piece in pieces)
-
-
-def _decode_byte_pairs(pieces: list[str]) -> str:
+def decode_byte_pairs(pieces: list[str]) -> str:
+    """The word that byte pairs spell."""
     return decoders.ByteLevel().decode(["".join(pieces).removesuffix(WORD_END)])
 
 
@@ -151,7 +67,7 @@ def _class_of_word_piece(piece: str) -> int:
 
 
 def _class_of_byte_pair(piece: str) -> int:
-    text = _decode_byte_pairs([piece])
+    text = decode_byte_pairs([piece])
     if text.startswith("'"):
         return OTHER
     if piece.endswith(WORD_END):

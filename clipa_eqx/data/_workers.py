@@ -5,6 +5,7 @@ import multiprocessing
 import queue
 import signal
 import threading
+from concurrent.futures import Future, InvalidStateError
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, runtime_checkable
 
@@ -91,15 +92,45 @@ class Workers:
 
 
 class _OwnWorker:
+    """Reads in a daemon thread while one of Grain's waits for it.
+
+    A thread that waits for a broken disk cannot be stopped, and Python ends only after Grain's threads have: those can
+    be told to give up, and nobody waits for this one.
+    """
+
     def __init__(self, reader: BatchReader, closed: threading.Event) -> None:
         self._reader, self._closed = reader, closed
+        self._jobs: queue.SimpleQueue[tuple[Part, Arrays, Future[_Faults]] | None] = queue.SimpleQueue()
+        self._done: Future[_Faults] = Future()
         self.row = 0
+        threading.Thread(target=self._serve, daemon=True).start()
 
     def read(self, part: Part, into: Arrays) -> _Faults:
-        return self._reader.read(part, into, self._note)
+        done = self._done = Future()
+        self._jobs.put((part, into, done))
+        if self._closed.is_set():
+            self.close()
+        return done.result()
 
     def close(self) -> None:
-        """Nothing to do: the next row sees that the workers are closed."""
+        """Free whoever waits; the thread ends with the row that it is at."""
+        self._jobs.put(None)
+        with contextlib.suppress(InvalidStateError):
+            self._done.set_exception(ReaderError("These batches were closed."))
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            part, into, done = job
+            try:
+                faults, fault = self._reader.read(part, into, self._note), None
+            except BaseException as error:  # whatever it is, who waits for the part must see it
+                faults, fault = (), error
+            # Whoever waited may have been freed meanwhile.
+            with contextlib.suppress(InvalidStateError):
+                if fault is None:
+                    done.set_result(faults)
+                else:
+                    done.set_exception(fault)
 
     def _note(self, row: int) -> None:
         if self._closed.is_set():
