@@ -182,7 +182,7 @@ def run_index(folder: Path, shards: int) -> dict[str, Any]:
         raise RuntimeError(f"clipa data index ended with exit code {process.returncode}.")
     return {
         "seconds": round(time.time() - began, 1),
-        "indexes_built": json.loads(output.splitlines()[-1])["indexes_built"],
+        "shards_built": json.loads(output.splitlines()[-1])["shards_built"],
         "memory_mb": round(usage.ru_maxrss / 1024),
     }
 
