@@ -24,7 +24,7 @@ class Ragged(NamedTuple):
         first[(self.ends - self.counts)[self.counts > 0]] = True
         return first
 
-    def cut(self, most: int) -> "Ragged":
+    def cut(self, most: int | Int64[np.ndarray, " rows"]) -> "Ragged":
         """The first numbers of each row."""
         kept = np.minimum(self.counts, most)
         return Ragged(self.values[self._places(kept)], kept)
