@@ -1,8 +1,8 @@
 """How long until the first batch, and how much memory, with 10,000 shards of 10,000 pairs each?
 
-One real tar is made and indexed; the other shards are hard links to it, under names of their own. Of the index, too,
-there are only some files on disk (`--files`), each under many names: the reader opens, reads and holds what it would of
-as many different files, and only the disk is spared. `--files 10000` writes them all, about 19 GB.
+One real tar is made and indexed; the other shards are hard links to it, under names of their own. Of the index and of
+the kept tokens, too, there are only some files on disk (`--files`), each under many names: the reader opens, reads and
+holds what it would of as many different files, and only the disk is spared. `--files 10000` writes them all, 22 GB.
 
 Each case is a process of its own that imports the training loop, opens the set and takes one batch. `start_s` runs from
 the start of the process to that batch. cold: the pages of all index files and of the tar were dropped before. Cases:
@@ -39,7 +39,7 @@ import numpy as np
 from PIL import Image
 
 from clipa_eqx.config import DataConfig, FilterConfig, StageConfig
-from clipa_eqx.data import load_tokenizer, open_pairs, open_texts, train_tokenizer, training_batches
+from clipa_eqx.data import keep_texts, load_tokenizer, open_pairs, open_texts, train_tokenizer, training_batches
 
 
 PAIRS = 10_000
@@ -87,19 +87,24 @@ def make_set(folder: Path, shards: int, files: int) -> dict[str, Any]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    pairs = open_pairs(DataConfig(train=str(first)))
-    train_tokenizer([pairs.captions(place)[0] for place in range(PAIRS)], vocab_size=2000).save(folder / "vocabulary")
-    (index,) = (folder / ".clipa_index").iterdir()
-    content = index.read_bytes()
+    data = DataConfig(train=str(first))
+    pairs = open_pairs(data)
+    tokenizer = train_tokenizer([pairs.captions(place)[0] for place in range(PAIRS)], vocab_size=2000)
+    tokenizer.save(folder / "vocabulary")
+    keep_texts(pairs, tokenizer, data)
+    index, texts = sorted((folder / ".clipa_index").iterdir())
+    for path in (index, texts):
+        content = path.read_bytes()
+        for shard in range(1, shards):
+            other = path.with_name(path.name.replace("00000", f"{shard:05d}", 1))
+            if shard < files:
+                other.write_bytes(content)
+            else:
+                os.link(path.with_name(path.name.replace("00000", f"{shard % files:05d}", 1)), other)
     for shard in range(1, shards):
         os.link(first, folder / f"{shard:05d}.tar")
-        other = index.with_name(index.name.replace("00000", f"{shard:05d}", 1))
-        if shard < files:
-            other.write_bytes(content)
-        else:
-            os.link(index.with_name(index.name.replace("00000", f"{shard % files:05d}", 1)), other)
     os.sync()
-    return bytes_per_row(content)
+    return bytes_per_row(index.read_bytes()) | {"kept_tokens": round(texts.stat().st_size / PAIRS, 1)}
 
 
 def bytes_per_row(index: bytes) -> dict[str, Any]:
@@ -154,7 +159,7 @@ def first_batch(case: str, folder: Path, shards: int, started: float) -> dict[st
 
 def drop_pages(folder: Path, files: int) -> None:
     """Make the next reader of the index and of the tar go to the disk."""
-    for path in [folder / "00000.tar", *sorted((folder / ".clipa_index").iterdir())[:files]]:
+    for path in [folder / "00000.tar", *sorted((folder / ".clipa_index").iterdir())[: 2 * files]]:
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
@@ -169,8 +174,8 @@ def run_case(arguments: list[str]) -> dict[str, Any]:
 def run_index(folder: Path, shards: int) -> dict[str, Any]:
     """`clipa data index` over a set of which some shards have no index."""
     for shard in range(shards - UNINDEXED, shards):
-        (path,) = (folder / ".clipa_index").glob(f"{shard:05d}.tar.*")
-        path.unlink()
+        for path in (folder / ".clipa_index").glob(f"{shard:05d}.tar.*"):
+            path.unlink()
     began = time.time()
     command = [sys.executable, "-m", "clipa_eqx", "data", "index", str(folder), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -182,7 +187,7 @@ def run_index(folder: Path, shards: int) -> dict[str, Any]:
         raise RuntimeError(f"clipa data index ended with exit code {process.returncode}.")
     return {
         "seconds": round(time.time() - began, 1),
-        "indexes_built": json.loads(output.splitlines()[-1])["indexes_built"],
+        "shards_built": json.loads(output.splitlines()[-1])["shards_built"],
         "memory_mb": round(usage.ru_maxrss / 1024),
     }
 

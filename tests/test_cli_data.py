@@ -52,7 +52,7 @@ def run(kind, *arguments):
 
 def test_index_counts_pairs_and_what_is_skipped(folder, capsys):
     result = run(Index, folder)
-    assert result == {"pairs": 4, "skipped": {"image without caption": 1}, "indexes_built": 0}
+    assert result == {"pairs": 4, "skipped": {"image without caption": 1}, "shards_built": 0}
     assert "image without caption: 1" in capsys.readouterr().out
 
 

@@ -13,9 +13,18 @@ from data_files import pair_members, write_tar
 
 from clipa_eqx.cli._main import main
 from clipa_eqx.config import DataConfig
-from clipa_eqx.data import _shards, index_pairs, open_pairs
+from clipa_eqx.data import (
+    _shards,
+    Caption,
+    index_pairs,
+    LiveTexts,
+    open_pairs,
+    open_texts,
+    train_tokenizer,
+    word_classifier,
+)
 from clipa_eqx.data._index import load_indexes
-from clipa_eqx.data._indexing import build_indexes
+from clipa_eqx.data._indexing import build_indexes, ShardWork
 from clipa_eqx.data._tar_format import TarFormat
 
 
@@ -43,10 +52,9 @@ def test_a_shard_that_fails_or_kills_its_reader_is_named_and_the_others_go_on(tm
     deadly = write_tar(tmp_path / "deadly.tar", pair_members(1))
     faulty = write_tar(tmp_path / "faulty.tar", pair_members(1))
     done = []
-    with pytest.raises(
-        OSError, match=r"2 of 5 shards could not be indexed, the first: .*deadly.tar: .* died with exit code -9"
-    ):
-        build_indexes([deadly, faulty, *shards], DeadlyFormat(), processes=1, report=done.append)
+    message = r"2 of 5 shards could not be indexed, the first: .*deadly.tar: .* died with exit code -9"
+    with pytest.raises(OSError, match=message):
+        build_indexes([deadly, faulty, *shards], ShardWork(DeadlyFormat()), processes=1, report=done.append)
     assert done == [1, 2, 3, 4, 5]
     found = load_indexes([deadly, *shards, faulty], TarFormat())
     assert [index is not None for index in found] == [False, True, True, True, False]
@@ -60,13 +68,40 @@ def test_parts_of_an_array_job_share_the_shards(tmp_path, capsys):
         output = capsys.readouterr()
         results.append(json.loads(output.out.splitlines()[-1]))
         assert ("shards indexed" in output.err) == (part != "0/1")
-    assert [result["indexes_built"] for result in results] == [2, 2, 1, 0]
+    assert [result["shards_built"] for result in results] == [2, 2, 1, 0]
     assert [result["pairs"] for result in results] == [4, 4, 2, 10]
     for part in ("3/3", "1", "-1/3", "0/0"):
         assert main(["data", "index", str(tmp_path), f"--shard={part}"]) == 1
         assert "--shard is written i/n with i from 0" in capsys.readouterr().err
     assert main(["data", "index", str(tmp_path), "--shard=2/6"]) == 1
     assert "5 shards do not split into 6 parts" in capsys.readouterr().err
+
+
+def test_tokens_are_kept_beside_the_index(tmp_path, capsys):
+    make_set(tmp_path / "set", 3)
+    data = DataConfig(train=str(tmp_path / "set"))
+    tokenizer = train_tokenizer(["caption number 1 2 3 4 5"] * 5, vocab_size=100)
+    tokenizer.save(tmp_path / "vocabulary")
+    index_pairs(data, processes=1, report=lambda done, total: None)
+    arguments = ["data", "index", data.train, "--tokenizer", str(tmp_path / "vocabulary"), "--processes", "1", "--json"]
+    for expected in (3, 0):
+        assert main(arguments) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["shards_built"] == expected
+    assert len(list((tmp_path / "set" / ".clipa_index").glob("*.text"))) == 3
+    pairs = open_pairs(data)
+    kept = open_texts(pairs, tokenizer, data)
+    live = LiveTexts(tokenizer, word_classifier(tokenizer, data.word_class))
+    captions = [Caption(place, 0, pairs.captions(place)[0]) for place in range(6)]
+    for found, expected in zip(kept.read(captions, 8), live.read(captions, 8), strict=True):
+        assert (found == expected).all()
+    assert type(kept) is not type(live)
+    # A mixture takes each set's own.
+    mixed = open_pairs(DataConfig(mixture=(f"{data.train}/000.tar", f"{data.train}/002.tar")))
+    captions = [Caption(place, 0, mixed.captions(place)[0]) for place in (3, 0, 2)]
+    for found, expected in zip(
+        open_texts(mixed, tokenizer, data).read(captions, 8), live.read(captions, 8), strict=True
+    ):
+        assert (found == expected).all()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])

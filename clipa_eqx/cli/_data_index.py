@@ -1,5 +1,6 @@
 """`clipa data index`: find the pairs of a data set once, with several processes or machines."""
 
+import dataclasses
 import os
 import re
 import time
@@ -10,6 +11,7 @@ from typing import Any
 import tyro
 
 from .._checks import check_at_least
+from ..config import WordClassBy
 from ._data_files import Files, pair_counts, PairFiles, print_table
 
 
@@ -25,6 +27,11 @@ class Index:
 
     path: tyro.conf.Positional[str]
     """Image-text pairs: a folder or glob of shards, a .csv/.tsv file, or a folder of image and .txt files."""
+    tokenizer: str = ""
+    """Vocabulary with which to keep the tokens of all captions beside the index; see --data.tokenizer of `clipa train`.
+    Empty: keep none."""
+    word_class: WordClassBy = "word"
+    """How the kept tokens get their classes; see --data.word-class of `clipa train`."""
     processes: int = 0
     """Processes that read; 0: one for each processor."""
     shard: str = "0/1"
@@ -38,16 +45,17 @@ class Index:
         """Index and count."""
         check_at_least("processes", self.processes, 0)
         part = _parse_part(self.shard)
-        from ..data import index_pairs
+        from ..data import index_pairs, load_tokenizer
 
         with _Progress() as progress:
             pairs, built = index_pairs(
-                self.files.config(self.path),
+                dataclasses.replace(self.files.config(self.path), word_class=self.word_class),
+                load_tokenizer(self.tokenizer) if self.tokenizer else None,
                 processes=self.processes or _processors(),
                 part=part,
                 report=progress.report,
             )
-        result = {**pair_counts(pairs), "indexes_built": built}
+        result = {**pair_counts(pairs), "shards_built": built}
         print_table("pairs", result)
         return result
 

@@ -27,6 +27,8 @@ from ._writing import user_cache, write_whole
 
 
 _THREADS = 8
+_REMOTE_THREADS = 64
+"""Where most of the time is spent waiting for answers."""
 
 
 class IndexedPair(NamedTuple):
@@ -116,7 +118,8 @@ def load_indexes(shards: Sequence[Path | RemoteFile], format: ShardFormat) -> li
     Raises:
         OSError: a shard cannot be read.
     """
-    with ThreadPoolExecutor(_THREADS) as threads:
+    remote = any(isinstance(shard, RemoteFile) for shard in shards)
+    with ThreadPoolExecutor(_REMOTE_THREADS if remote else _THREADS) as threads:
         return list(threads.map(lambda shard: _load_index(stamp_file(shard), format), shards))
 
 

@@ -4,16 +4,36 @@ import contextlib
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from ._format import ShardFormat
-from ._index import open_shard_index
+from ._index import open_shard_index, ShardIndex
 from ._remote import RemoteFile
+from ._text_cache import build_text_cache, open_text_cache, TextRules
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What is built for a shard: its index and, where there are rules for texts, the tokens of its captions."""
+
+    format: ShardFormat
+    rules: TextRules | None = None
+
+    def is_done(self, index: ShardIndex | None) -> bool:
+        """Whether all is there, given the index that was found."""
+        return index is not None and (self.rules is None or open_text_cache(index, self.rules) is not None)
+
+    def do(self, shard: Path | RemoteFile) -> None:
+        """Build what is not there."""
+        index = open_shard_index(shard, self.format)
+        if self.rules is not None and not self.is_done(index):
+            build_text_cache(index, self.rules)
 
 
 def build_indexes(
-    shards: Sequence[Path | RemoteFile], format: ShardFormat, *, processes: int, report: Callable[[int], None]
+    shards: Sequence[Path | RemoteFile], work: ShardWork, *, processes: int, report: Callable[[int], None]
 ) -> None:
     """Build the index of each shard.
 
@@ -22,7 +42,7 @@ def build_indexes(
 
     Args:
         shards: to be indexed.
-        format: of all of them.
+        work: what is built.
         processes: how many read at once, at least 1.
         report: called with the number of shards done, whenever one is.
 
@@ -30,7 +50,7 @@ def build_indexes(
         OSError: some shards could not be indexed; the first is named.
     """
     todo, failures = iter(shards), list[str]()
-    with _start_workers(min(processes, len(shards)), format) as workers:
+    with _start_workers(min(processes, len(shards)), work) as workers:
         idle = list(workers)
         done = 0
         while done < len(shards):
@@ -53,8 +73,8 @@ def build_indexes(
 class _Worker:
     """A process that indexes one shard at a time; a new one takes its place when it dies."""
 
-    def __init__(self, format: ShardFormat) -> None:
-        self._format = format
+    def __init__(self, work: ShardWork) -> None:
+        self._work = work
         self.shard: Path | RemoteFile | None = None
         """What it is at work on."""
         self._start()
@@ -63,7 +83,7 @@ class _Worker:
         # A forked process would share the locks of whatever threads run here.
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self._process = context.Process(target=_work, args=(other, self._format), daemon=True)
+        self._process = context.Process(target=_serve, args=(other, self._work), daemon=True)
         self._process.start()
         other.close()
 
@@ -93,17 +113,17 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _start_workers(count: int, format: ShardFormat) -> Iterator[list[_Worker]]:
+def _start_workers(count: int, work: ShardWork) -> Iterator[list[_Worker]]:
     workers: list[_Worker] = []
     try:
-        workers += (_Worker(format) for _ in range(count))
+        workers += (_Worker(work) for _ in range(count))
         yield workers
     finally:
         for worker in workers:
             worker.stop()
 
 
-def _work(connection: Connection, format: ShardFormat) -> None:
+def _serve(connection: Connection, work: ShardWork) -> None:
     # Ctrl-C reaches all processes of a terminal; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
@@ -112,7 +132,7 @@ def _work(connection: Connection, format: ShardFormat) -> None:
         except EOFError:
             return
         try:
-            open_shard_index(shard, format)
+            work.do(shard)
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")
         else:

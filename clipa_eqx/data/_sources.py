@@ -8,11 +8,14 @@ from ..config import DataConfig, FilterConfig
 from ._files import open_csv, open_folder
 from ._filter import FilteredPairs
 from ._index import load_indexes
-from ._indexing import build_indexes
+from ._indexing import build_indexes, ShardWork
 from ._layouts import find_layout, find_layout_shards, pair_fields
 from ._mixture import MixedPairs
 from ._pair import PairSource
 from ._shards import ShardPairs
+from ._text_cache import TextRules
+from ._tokenizer import Tokenizer
+from ._word_class import word_classifier
 
 
 def open_pairs(config: DataConfig) -> PairSource:
@@ -43,25 +46,33 @@ def open_pairs(config: DataConfig) -> PairSource:
 
 
 def index_pairs(
-    config: DataConfig, *, processes: int, part: tuple[int, int] = (0, 1), report: Callable[[int, int], None]
+    config: DataConfig,
+    tokenizer: Tokenizer | None = None,
+    *,
+    processes: int,
+    part: tuple[int, int] = (0, 1),
+    report: Callable[[int, int], None],
 ) -> tuple[PairSource, int]:
     """Build the indexes that [`open_pairs`][clipa_eqx.data.open_pairs] would miss, with several processes.
 
     Args:
-        config: where the pairs are and how they are laid out.
+        config: where the pairs are, how they are laid out, and how pieces of captions get their classes.
+        tokenizer: splits the captions, to keep their tokens beside the index; None: tokens are not kept.
         processes: how many read at once, at least 1.
         part: number of a part and number of parts, for several machines that share the shards; (0, 1) is all.
         report: called with the shards done and the shards to do.
 
     Returns:
-        The pairs, those of this part alone, and the number of indexes that were built.
+        The pairs, those of this part alone, and the number of shards for which something was built.
 
     Raises:
         OSError: some shards could not be indexed.
-        ValueError: there are fewer shards than parts, or they hold no pair.
+        ValueError: there are fewer shards than parts, or they hold no pair; tokens are to be kept of single files.
     """
     found = find_layout_shards(config.train, config)
     if found is None:
+        if tokenizer is not None:
+            raise ValueError(f"Tokens are kept beside the index of shards, and {config.train} has none.")
         return open_pairs(config), 0
     shards, format = found
     number, count = part
@@ -69,11 +80,13 @@ def index_pairs(
     if count > len(shards):
         raise ValueError(f"{len(shards)} shards do not split into {count} parts: use at most as many parts as shards.")
     shards = shards[number::count]
+    rules = None if tokenizer is None else TextRules(tokenizer, word_classifier(tokenizer, config.word_class))
+    work = ShardWork(format, rules)
     indexes = load_indexes(shards, format)
-    unindexed = [shard for shard, index in zip(shards, indexes, strict=True) if index is None]
-    if unindexed:
-        build_indexes(unindexed, format, processes=processes, report=lambda done: report(done, len(unindexed)))
-    return ShardPairs(shards, format), len(unindexed)
+    todo = [shard for shard, index in zip(shards, indexes, strict=True) if not work.is_done(index)]
+    if todo:
+        build_indexes(todo, work, processes=processes, report=lambda done: report(done, len(todo)))
+    return ShardPairs(shards, format), len(todo)
 
 
 def _open_set(train: str, config: DataConfig) -> PairSource:

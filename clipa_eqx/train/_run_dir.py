@@ -22,6 +22,7 @@ _FREE = (
     "data.threads",
     "data.processes",
     "data.prefetch",
+    "data.remote.",
     "data.stall_timeout_s",
     "log_every_steps",
 )
