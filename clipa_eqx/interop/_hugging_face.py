@@ -85,9 +85,6 @@ def export_hugging_face(pretrained: Pretrained, directory: Path | str) -> None:
     arrays = export_arrays(_rules(config), with_position(pretrained.model, "frozen"))
     if kind == "siglip":
         arrays = join_probe(arrays)
-    else:
-        # CLIPModel has a number here, SiglipModel an array of one.
-        arrays["logit_scale"] = arrays["logit_scale"].reshape(())
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     partial = root / "model.safetensors.partial"
