@@ -15,6 +15,7 @@ from .._checks import check_choice
 from ..config import WordClassBy
 from ._byte_pair import WORD_END
 from ._ragged import Ragged
+from ._sentence_piece import SPACE
 from ._tokenizer import Tokenizer
 from ._word_piece import CONTINUATION
 
@@ -50,13 +51,14 @@ def word_classes(tokenizer: Tokenizer) -> UInt8[np.ndarray, " vocab"]:
     CLIPA tags each entry of its vocabulary in the same way, context-free (transforms/bert_ops.py), with NLTK's tagger.
     Special tokens, digits and punctuation are other. In WordPiece a piece that begins a word counts as that word, and
     one that continues it goes by its ending: "##ing" is a verb, "##board" a noun. In byte pairs a piece that ends a
-    word counts as that word, and one that does not is a noun.
+    word counts as that word, and one that does not is a noun. SentencePiece's mark in front begins a word.
 
     Args:
         tokenizer: whose vocabulary to classify.
     """
-    byte_pair = tokenizer.kind == "byte_pair"
-    classify = _class_of_byte_pair if byte_pair else _class_of_word_piece
+    classify = {"byte_pair": _class_of_byte_pair, "sentence_piece": _class_of_sentence_piece}.get(
+        tokenizer.kind, _class_of_word_piece
+    )
     classes = np.array([classify(piece) for piece in tokenizer.tokens()], np.uint8)
     classes[tokenizer.special_ids()] = OTHER
     return classes
@@ -130,13 +132,17 @@ def word_classifier(tokenizer: Tokenizer, by: WordClassBy = "word") -> WordClass
     if byte_pair:
         begins, ends = special, special | np.array([piece.endswith(WORD_END) for piece in pieces])
     else:
-        begins = special | np.array([not piece.startswith(CONTINUATION) for piece in pieces])
+        sentence = tokenizer.kind == "sentence_piece"
+        begins = special | np.array(
+            [piece.startswith(SPACE) if sentence else not piece.startswith(CONTINUATION) for piece in pieces]
+        )
         ends = special
     return WordClassifier(pieces, byte_pair, table, begins, ends)
 
 
 def _join_word_pieces(pieces: list[str]) -> str:
-    return "".join(piece.removeprefix(CONTINUATION) for piece in pieces)
+    # SentencePiece has a mark where a word begins, WordPiece where it goes on.
+    return "".join(piece.removeprefix(CONTINUATION) for piece in pieces).removeprefix(SPACE)
 
 
 def _decode_byte_pairs(pieces: list[str]) -> str:
@@ -157,6 +163,12 @@ def _class_of_byte_pair(piece: str) -> int:
     if piece.endswith(WORD_END):
         return word_class(text)
     return NOUN if _has_letter(text) else OTHER
+
+
+def _class_of_sentence_piece(piece: str) -> int:
+    if piece.startswith("<") and piece.endswith(">"):
+        return OTHER
+    return word_class(piece.removeprefix(SPACE)) if piece.startswith(SPACE) else _class_by_ending(piece)
 
 
 def _class_by_ending(text: str) -> int:

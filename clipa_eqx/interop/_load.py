@@ -11,7 +11,7 @@ from ._pretrained import load_run, Pretrained
 
 
 _HUB_PREFIX = "hf-hub:"
-_HUB_TEXTS = ["*.json", "*.txt", "*.txt.gz"]
+_HUB_TEXTS = ["*.json", "*.txt", "*.txt.gz", "spiece.model"]
 # Weights in several files, as Hugging Face splits them.
 _HUB_SHARDS = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
 

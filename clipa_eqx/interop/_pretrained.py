@@ -49,8 +49,8 @@ class Pretrained:
         """
         if self.found_tokenizer is None:
             raise ValueError(
-                "These weights came without a tokenizer that this package reads: put its vocab.txt, tokenizer.json, or "
-                "vocab.json and merges.txt beside them, or use load_tokenizer."
+                "These weights came without a tokenizer that this package reads: put its vocab.txt, tokenizer.json, "
+                "spiece.model, or vocab.json and merges.txt beside them, or use load_tokenizer."
             )
         return self.found_tokenizer
 
