@@ -289,6 +289,17 @@ def test_our_weights_give_our_embeddings_there(name, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, back.model, ours.model)
 
 
+@pytest.mark.parametrize("name", ["clipa", "clipa as trained", "openai"])
+def test_another_size_is_theirs(name, tmp_path):
+    theirs = live_model(MODELS[name])
+    save_live(theirs, MODELS[name], tmp_path)
+    moved = load_pretrained(tmp_path, image_size=42, context_length=13)
+    larger = {"force_image_size": 42, "force_context_length": 13}
+    theirs = open_clip.create_model(f"local-dir:{tmp_path}", **larger).eval()
+    assert (moved.preprocess.image_size, moved.config) == (42, moved.model.config)
+    assert max(difference(moved.model, theirs)) <= 2e-6
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "wordpiece_sep", "stripped", "sentence_piece"])
 def test_our_tokens_are_theirs(kind, tmp_path):
     captions = ["a red dog runs", "two blue dogs", "A cat; the cat, the cat, the cat", "", "zzz &amp; dog_s"]

@@ -119,7 +119,8 @@ def _image_fields(arrays: Arrays, image_size: int | None) -> dict[str, Any]:
         raise ValueError(f"{_TABLE} has no row for the class token, which CLIPA's always have.")
     if image_size not in (None, side * patch_size):
         raise ValueError(
-            f"image_size={image_size}, but its position table is for {side * patch_size} px; leave it out."
+            f"image_size={image_size}, but its position table is for {side * patch_size} px; leave it out, and "
+            "move the model with `transfer`."
         )
     return {"patch_size": patch_size, "image_size": side * patch_size, "position": "learned"}
 

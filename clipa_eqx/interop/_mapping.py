@@ -24,6 +24,11 @@ Layout = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 
 _T = TypeVar("_T")
 
+_RESAMPLE = (
+    "positions are not resampled unasked: load the model with the image size and context length of its tables, and "
+    "move it by image_size and context_length of load_pretrained, by `clipa import --image-size`, or by `transfer`"
+)
+
 
 def same(array: np.ndarray) -> tuple[np.ndarray, ...]:
     """No change."""
@@ -235,10 +240,8 @@ def _check_shapes(rules: Sequence[Rule], leaves: Mapping[str, Any], source: Mapp
             shape = source.shape(name) if isinstance(source, Arrays) else source[name].shape
             # Scalars are stored as () by some and as (1,) by others.
             if shape != view.shape and not math.prod(shape) == view.size == 1:
-                raise ValueError(
-                    f"{name} has shape {shape}, but {_part(rule.ours)} needs {view.shape}; "
-                    "the weights belong to another config."
-                )
+                remedy = _RESAMPLE if rule.ours.endswith(".position") else "the weights belong to another config"
+                raise ValueError(f"{name} has shape {shape}, but {_part(rule.ours)} needs {view.shape}; {remedy}.")
 
 
 def _stored_shape(rule: Rule, leaves: Mapping[str, Any]) -> tuple[int, ...]:
