@@ -41,7 +41,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 # open_clip and timm ask for torchvision, whose build must match torch's; the tests stand in for what they import of it.
 $(VENV)/.installed-bridges: $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet -e ".[fast,test,torch]" transformers regex -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e ".[fast,test,torch]" transformers regex sentencepiece -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps open_clip_torch timm -c constraints.txt
 	touch $@
 

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -169,3 +170,25 @@ def tiny_batch(seed=0, rows=16):
         "tokens": tokens,
         "word_class": rng.integers(0, 4, (rows, 12)).astype(np.uint8),
     }
+
+
+def message(*fields):
+    """A protocol-buffer message of (number, value): integers, floats, bytes."""
+    data = b""
+    for number, value in fields:
+        if isinstance(value, int):
+            data += bytes([number << 3, value])
+        elif isinstance(value, float):
+            data += bytes([number << 3 | 5]) + struct.pack("<f", value)
+        else:
+            data += bytes([number << 3 | 2, len(value)]) + value
+    return data
+
+
+PIECES = [("<pad>", 3), ("</s>", 3), ("<unk>", 2), *((text, 1) for text in ("▁a", "▁dog", "▁do", "g", "s", "▁"))]
+
+
+def spiece(pieces=PIECES, kind=1):
+    """A `spiece.model` without a table of characters."""
+    listed = [message((1, text.encode()), (2, -float(index)), (3, kind)) for index, (text, kind) in enumerate(pieces)]
+    return message(*((1, piece) for piece in listed), (2, message((3, kind))), (3, message((1, b"identity"))))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from data_files import encode, picture
+from helpers import spiece
 from hugging_face_files import (
     assert_equal_models,
     CLIP_FORM,
@@ -183,6 +184,26 @@ def test_exported_models_embed_alike(tmp_path, config, position, name):
     live = transformers.AutoModel.from_pretrained(tmp_path / "exported")
     assert type(live).__name__ == name
     assert_same_embeddings(pretrained.model, live.eval(), config)
+
+
+def test_tokenizer_of_siglip_moves_both_ways(tmp_path):
+    theirs = make_live("siglip", text={"vocab_size": 12, "pad_token_id": 1})
+    folder = save_live(theirs, "siglip", tmp_path / "theirs")
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    (folder / "spiece.model").write_bytes(spiece())
+    live = transformers.SiglipTokenizer(str(folder / "spiece.model"))
+    ours = load_hugging_face(folder)
+    export_hugging_face(ours, tmp_path / "exported")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    back = load_hugging_face(tmp_path / "exported")
+    captions = ["a dog", "A  dog's, DOGS!", "", "a_a \u4e2d &amp;", "a dog " * 9]
+    ids = ours.tokenizer.encode_batch(captions, 9)
+    for tokenizer in (live, again):
+        rows = tokenizer(captions, padding="max_length", truncation=True, max_length=9, return_tensors="np")
+        np.testing.assert_array_equal(rows["input_ids"], ids)
+    np.testing.assert_array_equal(back.tokenizer.encode_batch(captions, 9), ids)
+    assert ours.config.text.pad_id == back.config.text.pad_id == ours.tokenizer.pad_id == 1
 
 
 def test_exported_tokenizer_gives_the_same_ids(tmp_path):

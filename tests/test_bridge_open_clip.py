@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import spiece
 from PIL import Image
 
 from clipa_eqx.config import CLIPConfig, TextConfig, VisionConfig
-from clipa_eqx.data import eval_image, train_tokenizer
+from clipa_eqx.data import eval_image, load_tokenizer, train_tokenizer
 from clipa_eqx.interop import (
     _open_clip_config as open_clip_config,
     compare_to_open_clip,
@@ -55,6 +56,13 @@ MODELS = {
         **CLIPA,
         "vision_cfg": {**CLIPA["vision_cfg"], **TANH, "pos_embed_type": "sin_cos_2d"},
         "text_cfg": {**CLIPA["text_cfg"], **TANH},
+    },
+    # The form of UCSC-VLAA/openvision-*: tanh GELU in the text tower alone.
+    "openvision": {
+        **CLIPA,
+        "vision_cfg": {**CLIPA["vision_cfg"], "norm_kwargs": {"eps": 1e-6}, "mlp_ratio": 3.7362},
+        "text_cfg": {**CLIPA["text_cfg"], **TANH, "hf_tokenizer_name": "bert-base-uncased"}
+        | {"tokenizer_kwargs": {"strip_sep_token": True}},
     },
     "openai": {"embed_dim": 32, "quick_gelu": True, "vision_cfg": VISION, "text_cfg": TEXT},
     "laion": {
@@ -281,16 +289,32 @@ def test_our_weights_give_our_embeddings_there(name, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, back.model, ours.model)
 
 
-@pytest.mark.parametrize("kind", ["wordpiece", "wordpiece_sep", "stripped"])
+@pytest.mark.parametrize("name", ["clipa", "clipa as trained", "openai"])
+def test_another_size_is_theirs(name, tmp_path):
+    theirs = live_model(MODELS[name])
+    save_live(theirs, MODELS[name], tmp_path)
+    moved = load_pretrained(tmp_path, image_size=42, context_length=13)
+    larger = {"force_image_size": 42, "force_context_length": 13}
+    theirs = open_clip.create_model(f"local-dir:{tmp_path}", **larger).eval()
+    assert (moved.preprocess.image_size, moved.config) == (42, moved.model.config)
+    assert max(difference(moved.model, theirs)) <= 2e-6
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "wordpiece_sep", "stripped", "sentence_piece"])
 def test_our_tokens_are_theirs(kind, tmp_path):
-    captions = ["a red dog runs", "two blue dogs", "A cat; the cat, the cat, the cat", "", "zzz &amp; dog"]
-    tokenizer = train_tokenizer(
-        captions * 3, vocab_size=64, kind="wordpiece" if kind == "wordpiece" else "wordpiece_sep"
-    )
+    captions = ["a red dog runs", "two blue dogs", "A cat; the cat, the cat, the cat", "", "zzz &amp; dog_s"]
+    if kind == "sentence_piece":
+        (tmp_path / "spiece.model").write_bytes(spiece())
+        tokenizer = load_tokenizer(tmp_path / "spiece.model")
+    else:
+        tokenizer = train_tokenizer(
+            captions * 3, vocab_size=64, kind="wordpiece" if kind == "wordpiece" else "wordpiece_sep"
+        )
     if kind == "stripped":
         tokenizer = dataclasses.replace(tokenizer, end_id=tokenizer.pad_id)
     tokenizer = dataclasses.replace(tokenizer, repair=True)
     config = OURS["clipa"]
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, pad_id=tokenizer.pad_id))
     ours = Pretrained(perturbed(config), config, Preprocess(28, "crop", "bicubic"), tokenizer)
     export_open_clip(ours, tmp_path)
     theirs = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
@@ -298,6 +322,10 @@ def test_our_tokens_are_theirs(kind, tmp_path):
     np.testing.assert_array_equal(
         load_open_clip(tmp_path).tokenizer.encode_batch(captions, 8), theirs(captions).numpy()
     )
+    # What its config says of a tokenizer is enough, as in a directory that this package has not written.
+    (tmp_path / "clipa_tokenizer.json").unlink()
+    loaded = load_open_clip(tmp_path)
+    np.testing.assert_array_equal(loaded.tokenizer.encode_batch(captions, 8), theirs(captions).numpy())
 
 
 def test_named_configs_are_theirs():

@@ -40,6 +40,17 @@ def test_out_in_and_verified(run_dir, capsys):
         assert result["image"]["mean"] <= result["image"]["largest"] <= 1e-6
 
 
+def test_import_moves_a_model_to_another_size(run_dir, tmp_path, capsys):
+    sizes = ["--image-size", "42", "--context-length", "12"]
+    assert main(["import", str(run_dir), "--out", str(tmp_path / "moved"), *sizes]) == 0
+    assert main(["verify", str(tmp_path / "moved")]) == 0
+    moved = load_pretrained(tmp_path / "moved")
+    assert (moved.config.vision.image_size, moved.config.text.context_length) == (42, 12)
+    assert moved.preprocess.image_size == 42
+    assert main(["import", str(run_dir), "--out", str(tmp_path / "no"), "--image-size", "43"]) == 1
+    assert "not a multiple of patch_size=7" in capsys.readouterr().err
+
+
 def _count(model):
     import jax
 

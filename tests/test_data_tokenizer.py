@@ -1,5 +1,6 @@
 """Tokenizers: ids by hand on small vocabularies of the published formats, hostile text, reproducible training."""
 
+import dataclasses
 import gzip
 import json
 import pickle
@@ -9,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import message, PIECES, spiece
 
 from clipa_eqx.data._tokenizer import load_tokenizer, Tokenizer, train_tokenizer
 
@@ -195,6 +197,49 @@ def test_tokens_are_counted_before_the_cut(vocab_txt, clip_folder):
     captions = ["", "a dog, run", "skateboard " * 40]
     assert load_tokenizer(vocab_txt).count_tokens(captions).tolist() == [1, 5, 81]
     assert load_tokenizer(clip_folder).count_tokens(["", "a dog"]).tolist() == [2, 4]
+
+
+def test_sentence_piece_ids_by_hand(tmp_path):
+    (tmp_path / "spiece.model").write_bytes(spiece())
+    tokenizer = load_tokenizer(tmp_path)
+    # The likeliest split: scores are minus the ids. Of an unknown character only the blank before it is known.
+    assert ids_of(tokenizer, "A dog's, DOGS 中", 10) == [3, 4, 7, 4, 7, 8, 2, 1, 1, 1]
+    assert ids_of(tokenizer, "a dog", 4) == [3, 4, 1, 1]
+    assert ids_of(tokenizer, "a a a a", 3) == [3, 3, 1]
+    assert ids_of(tokenizer, "", 2) == [1, 1]
+    assert tokenizer.count_tokens(["a dog", ""]).tolist() == [3, 1]
+    assert tokenizer.special_ids() == [0, 1, 2]
+    opened = dataclasses.replace(tokenizer, repair=True)
+    assert ids_of(opened, "a_a &amp;", 4) == [3, 3, 1, 1]
+    assert ids_of(tokenizer, "a_a", 4) != [3, 3, 1, 1]
+    opened.save(tmp_path / "saved")
+    again = load_tokenizer(tmp_path / "saved")
+    assert (again.repair, again.canonical, again.start_id) == (True, True, None)
+    assert pickle.loads(pickle.dumps(opened)).repair  # noqa: S301
+    (tmp_path / "tokenizer_config.json").write_text('{"pad_token": {"content": "<pad>"}}')
+    assert ids_of(load_tokenizer(tmp_path), "a", 3) == [3, 1, 0]
+
+
+def test_broken_sentence_piece_files_are_named(tmp_path):
+    path, whole = tmp_path / "spiece.model", spiece()
+
+    def fails(data, match):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=f"spiece.model is no SentencePiece model .*{match}"):
+            load_tokenizer(path)
+
+    fails(b"", "0 pieces need one for the unknown")
+    fails(spiece(PIECES[:1] + PIECES[2:]), "one that is </s>")
+    fails(spiece([*PIECES, ("g", 1)]), "no two alike")
+    fails(spiece(kind=2), "its tokenizer.json")
+    fails(message((3, message((2, b"no table")))) + whole, "table of characters is damaged")
+    fails(message((1, 7)) + whole, "a number where bytes belong")
+    fails(message((1, message((1, b"\xff")))) + whole, "utf-8")
+    fails(message((1, message((2, b"score")))) + whole, "no 32-bit number")
+    fails(b"\x0b" + whole, "unknown form 3")
+    fails(b"\xff" * 20, "longer than 64 bits")
+    for cut in (1, 4, 9):
+        fails(whole[:-cut], "the file ends within")
 
 
 def test_broken_files_are_named(tmp_path, vocab_txt):

@@ -8,8 +8,10 @@ import equinox as eqx
 import flax_reference as flax
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import pytest
+import tensorstore
 
 from clipa_eqx.config import CLIPConfig, TextConfig, VisionConfig
 from clipa_eqx.interop._clipa_jax import export_clipa_jax, load_clipa_jax
@@ -152,6 +154,57 @@ def joined_heads(arrays):
         )
 
     return {name: flat(name, array) for name, array in arrays.items()}
+
+
+def write_t5x(folder, arrays, small=("t",)):
+    """As t5x writes it: an index with the arrays of no axis names, and a zarr folder for each other one."""
+    tree = {}
+    for name, array in arrays.items():
+        *path, leaf = name.split("/")
+        place = tree
+        for part in path:
+            place = place.setdefault(part, {})
+        if name in small:
+            packed = msgpack.packb((array.shape, array.dtype.name, array.tobytes()))
+            place[leaf] = msgpack.ExtType(1, packed)
+            continue
+        zarr = {
+            "driver": "zarr",
+            "kvstore": {"driver": "file", "path": str(folder / f"target.{name.replace('/', '.')}")},
+            "metadata": {"compressor": {"id": "gzip"}, "shape": array.shape, "chunks": array.shape},
+        }
+        tensorstore.open(zarr | {"dtype": array.dtype.name}, create=True).result().write(array).result()
+        # Where the array lies follows from its name, whatever the index says.
+        place[leaf] = zarr | {"kvstore": {"driver": "gcs", "bucket": "elsewhere", "path": "/etc"}}
+    state = {"target": tree, "state": {"step": 7, "param_states": {"0": None}}}
+    (folder / "checkpoint").write_bytes(msgpack.packb({"version": 3, "optimizer": state}))
+    return folder
+
+
+def test_folders_of_t5x_hold_the_same_model(tmp_path):
+    arrays = joined_heads(flax.random_arrays(clipa_shapes(IMAGE, TEXT, grid=3)))
+    arrays["img/cls"] = arrays["img/cls"].astype(jnp.bfloat16)
+    arrays["img/head/kernel"] = arrays["img/head/kernel"].astype(jnp.bfloat16)
+    (tmp_path / "checkpoint_7").mkdir()
+    folder = write_t5x(tmp_path / "checkpoint_7", arrays, small=("t", "img/cls"))
+    expected = load_clipa_jax(write_npz(tmp_path / "same.npz", arrays), heads=(2, 3))
+    jax.tree.map(np.testing.assert_array_equal, load_clipa_jax(folder, heads=(2, 3)), expected)
+
+    def fails(match, error=ValueError):
+        with pytest.raises(error, match=match):
+            load_clipa_jax(folder, heads=(2, 3))
+
+    (folder / "target.img.head.kernel").rename(tmp_path / "kept")
+    fails("has no folder target.img.head.kernel")
+    (folder / "target.img.head.kernel").mkdir()
+    fails("is no zarr folder")
+    index = folder / "checkpoint"
+    whole = index.read_bytes()
+    for damaged in (b"", whole[:50], msgpack.packb({"version": 3}), msgpack.packb([1]), b"\x80\x04\x95"):
+        index.write_bytes(damaged)
+        fails("is no index of a t5x checkpoint")
+    index.unlink()
+    fails("give a run's checkpoint_N", FileNotFoundError)
 
 
 def test_heads_of_joined_kernels_follow_from_a_known_width(tmp_path):

@@ -15,7 +15,7 @@ from clipa_eqx.config import CLIPConfig, TextConfig, VisionConfig
 from clipa_eqx.interop import _mapping as mapping
 from clipa_eqx.interop._arrays import open_arrays, Renamed
 from clipa_eqx.interop._mapping import Rule
-from clipa_eqx.models import make_clip
+from clipa_eqx.models import make_clip, named_leaves
 
 
 CONFIG = CLIPConfig(
@@ -34,7 +34,7 @@ def model():
 
 def _rules(**changes):
     """The identity for each array but those given."""
-    names = mapping.named_leaves(make_clip_shapes())
+    names = named_leaves(make_clip_shapes())
     return [changes.get(name.replace(".", "_"), Rule(name, "their." + name)) for name in names]
 
 

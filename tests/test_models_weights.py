@@ -65,11 +65,11 @@ def _rewrite(path, change, config=CONFIG):
         (lambda arrays: arrays.update(extra=np.zeros(2, np.float32)), r"unexpected \['extra'\]"),
         (
             lambda arrays: arrays.update({"text.embedding": np.zeros((12, 9), np.float32)}),
-            r"text.embedding is float32\(12, 9\), its config needs float32\(12, 8\)",
+            r"text.embedding is F32 of shape \(12, 9\), its config needs F32 of shape \(12, 8\)",
         ),
         (
             lambda arrays: arrays.update({"text.embedding": np.zeros((12, 8), np.float16)}),
-            r"text.embedding is float16",
+            r"text.embedding is F16",
         ),
     ],
 )

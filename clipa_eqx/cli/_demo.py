@@ -47,7 +47,7 @@ class Demo:
     def run(self) -> dict[str, Any]:
         """Make, train, measure, report."""
         began = time.perf_counter()
-        _make_data(self.directory, self.pairs, self.seed)
+        make_data(self.directory, self.pairs, self.seed)
         config = self.configure()
 
         from ..train import train
@@ -91,7 +91,7 @@ class Demo:
         )
 
 
-def _make_data(directory: Path, pairs: int, seed: int) -> None:
+def make_data(directory: Path, pairs: int, seed: int) -> None:
     """The world and its vocabulary, unless an earlier start of the same demo made them."""
     from ..data import make_world, open_pairs, train_tokenizer
 

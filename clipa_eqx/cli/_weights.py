@@ -58,17 +58,22 @@ class Import:
     numerics: Literal["open_clip", "as_trained"] = "open_clip"
     """open_clip: as open_clip computes the model. as_trained: for weights from JAX (CLIPA, SigLIP), tanh GELU and
     epsilon 1e-6."""
+    image_size: int | None = None
+    """Side in pixels to move the model to, its image positions resampled. Default: its own."""
+    context_length: int | None = None
+    """Tokens to move the model to, its text positions resampled. Default: its own."""
     json: bool = False
     """Print one JSON object as the last line."""
 
     def run(self) -> dict[str, Any]:
         """Load, write, and store a probe."""
-        from ..interop import load_open_clip, load_pretrained, save_pretrained, write_probe
+        from ..interop import load_open_clip, load_pretrained, move_pretrained, save_pretrained, write_probe
 
         if self.model:
             pretrained = load_open_clip(self.path, model=self.model, numerics=self.numerics)
         else:
             pretrained = load_pretrained(self.path, numerics=self.numerics)
+        pretrained = move_pretrained(pretrained, image_size=self.image_size, context_length=self.context_length)
         save_pretrained(pretrained, self.out)
         write_probe(pretrained.model, self.out)
         result = {"out": str(self.out), **_size(pretrained.model), "tokenizer": pretrained.found_tokenizer is not None}

@@ -13,6 +13,7 @@ from ..config import WordClassBy
 from ._byte_pair import WORD_END
 from ._classes import OTHER
 from ._ragged import Ragged
+from ._sentence_piece import SPACE
 from ._tagger import tag_words
 from ._tokenizer import Tokenizer
 from ._word_class import decode_byte_pairs, word_class, word_classes
@@ -93,7 +94,8 @@ class WordClassifier:
         spellings = [self.pieces[index] for index in ids.tolist()]
         if self.byte_pair:
             return decode_byte_pairs(spellings)
-        return "".join(piece.removeprefix(CONTINUATION) for piece in spellings)
+        # SentencePiece has a mark where a word begins, WordPiece where it goes on.
+        return "".join(piece.removeprefix(CONTINUATION) for piece in spellings).removeprefix(SPACE)
 
 
 def word_classifier(tokenizer: Tokenizer, by: WordClassBy = "word") -> WordClassifier:
@@ -113,6 +115,9 @@ def word_classifier(tokenizer: Tokenizer, by: WordClassBy = "word") -> WordClass
     if byte_pair:
         begins, ends = special, special | np.array([piece.endswith(WORD_END) for piece in pieces])
     else:
-        begins = special | np.array([not piece.startswith(CONTINUATION) for piece in pieces])
+        sentence = tokenizer.kind == "sentence_piece"
+        begins = special | np.array(
+            [piece.startswith(SPACE) if sentence else not piece.startswith(CONTINUATION) for piece in pieces]
+        )
         ends = special
     return WordClassifier(pieces, byte_pair, table, begins, ends, in_context=by == "nltk")

@@ -1,6 +1,8 @@
 """What is done to a caption before it is split into pieces."""
 
 import html
+import string
+from typing import Literal
 
 
 def join_surrogates(text: str) -> str:
@@ -25,4 +27,25 @@ def repair_text(text: str) -> str:
         import ftfy
 
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split())
+
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def canonicalize_text(text: str, *, underscores: Literal["blank", "drop"]) -> str:
+    """`text` in lower case, without ASCII punctuation, and with each run of white space made one blank.
+
+    SigLIP's texts are cleaned so, in two forms that differ for few of them.
+
+    Args:
+        text: any text.
+        underscores: blank: an underscore becomes a blank, and punctuation goes before letters become small (big_vision,
+            prompt_engineering.py; open_clip, tokenizer.py). drop: underscores go like other punctuation, after letters
+            have become small (transformers, tokenization_siglip.py).
+    """
+    if underscores == "blank":
+        text = text.replace("_", " ").translate(_NO_PUNCTUATION).lower()
+    else:
+        text = text.lower().translate(_NO_PUNCTUATION)
     return " ".join(text.split())

@@ -1,5 +1,6 @@
-"""Captions to token ids: BERT's WordPiece as CLIPA uses it, Hugging Face's form of it, and CLIP's byte pairs."""
+"""Captions to token ids: BERT's WordPiece in CLIPA's and Hugging Face's form, CLIP's byte pairs, SigLIP's pieces."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -16,12 +17,13 @@ from tokenizers import models, Tokenizer as FastTokenizer
 from .._checks import check_at_least, check_choice
 from ..config import config_from_json
 from ._byte_pair import build_byte_pair, read_open_clip_merges, read_vocab_and_merges
-from ._cleaning import join_surrogates, repair_text
+from ._cleaning import canonicalize_text, join_surrogates, repair_text
 from ._ragged import Ragged
+from ._sentence_piece import build_sentence_piece
 from ._word_piece import build_word_piece, PAD, read_vocab_txt, SEPARATOR, train_word_pieces
 
 
-TokenizerKind = Literal["wordpiece", "wordpiece_sep", "byte_pair"]
+TokenizerKind = Literal["wordpiece", "wordpiece_sep", "byte_pair", "sentence_piece"]
 
 _FAST_FILE, _SETTINGS_FILE = "tokenizer.json", "clipa_tokenizer.json"
 _MOST_CHARACTERS = 16_384
@@ -39,20 +41,28 @@ class Tokenizer:
     fast: FastTokenizer
     """Vocabulary and rules, of the `tokenizers` package."""
     kind: TokenizerKind
-    """wordpiece: start, pieces (CLIPA). wordpiece_sep: start, pieces, end (Hugging Face). byte_pair: alike (CLIP)."""
+    """wordpiece: start, pieces (CLIPA). wordpiece_sep: start, pieces, end (Hugging Face). byte_pair: alike (CLIP).
+    sentence_piece: pieces, end (SigLIP)."""
     pad_id: int
     """Id of padding."""
-    start_id: int
-    """Id that begins every text: `[CLS]` or the start token."""
+    start_id: int | None
+    """Id that begins every text: `[CLS]` or the start token; None with kind sentence_piece."""
     end_id: int | None
     """Id that ends every text; None with kind wordpiece."""
     repair: bool = False
     """Repair broken Unicode and resolve HTML entities first, as OpenAI's CLIP and open_clip do; CLIPA-JAX does not."""
+    canonical: bool = False
+    """Make letters small and drop punctuation, as SigLIP does; with `repair`, in the form of big_vision and open_clip,
+    else in that of transformers (see `canonicalize_text`)."""
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, TokenizerKind)
         if (self.end_id is None) != (self.kind == "wordpiece"):
             raise ValueError(f"kind={self.kind!r} and end_id={self.end_id} disagree: only kind 'wordpiece' has no end.")
+        if (self.start_id is None) != (self.kind == "sentence_piece"):
+            raise ValueError(
+                f"kind={self.kind!r} and start_id={self.start_id} disagree: only kind 'sentence_piece' has no start."
+            )
         for name in ("pad_id", "start_id", "end_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
@@ -63,7 +73,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A pickled fast tokenizer forgets encode_special_tokens; building anew sets it.
-        return type(self), (self.fast, self.kind, self.pad_id, self.start_id, self.end_id, self.repair)
+        return type(self), tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     @property
     def vocab_size(self) -> int:
@@ -73,7 +83,8 @@ class Tokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Changes when any caption could get other ids."""
-        rules = json.dumps([self.fast.to_str(), self.kind, self.pad_id, self.start_id, self.end_id, self.repair])
+        settings = (getattr(self, field.name) for field in dataclasses.fields(_Settings))
+        rules = json.dumps([self.fast.to_str(), *settings])
         return hashlib.sha256(rules.encode()).hexdigest()[:32]
 
     def encode_batch(self, captions: Sequence[str], length: int) -> Int32[np.ndarray, "batch length"]:
@@ -109,10 +120,12 @@ class Tokenizer:
         check_at_least("length", length, 1)
         ids = np.full((len(pieces.counts), length), self.pad_id, np.int32)
         last = length if self.end_id is None else length - 1
-        ids[:, :1] = self.start_id
-        pieces.write(ids[:, 1:last])
+        first = 0 if self.start_id is None else 1
+        if self.start_id is not None:
+            ids[:, 0] = self.start_id
+        pieces.write(ids[:, first:last])
         if self.end_id is not None:
-            ids[np.arange(len(ids)), np.minimum(pieces.counts + 1, last)] = self.end_id
+            ids[np.arange(len(ids)), np.minimum(pieces.counts + first, last)] = self.end_id
         return ids
 
     def count_tokens(self, captions: Sequence[str]) -> Int32[np.ndarray, " batch"]:
@@ -120,13 +133,16 @@ class Tokenizer:
 
         Of a caption only the first 100,000 characters count.
         """
-        bounds = 1 if self.end_id is None else 2
+        bounds = sum(bound is not None for bound in (self.start_id, self.end_id))
         return np.array([len(pieces) + bounds for pieces in self._pieces(captions, 100_000)], np.int32)
 
     def _pieces(self, captions: Sequence[str], most_characters: int) -> Iterator[list[int]]:
         texts = [join_surrogates(caption[:most_characters]) for caption in captions]
         if self.repair:
             texts = [repair_text(text) for text in texts]
+        if self.canonical:
+            underscores = "blank" if self.repair else "drop"
+            texts = [canonicalize_text(text, underscores=underscores) for text in texts]
         if self._lowers:
             texts = [text.lower() for text in texts]
         return (encoding.ids for encoding in self._splitter.encode_batch_fast(texts, add_special_tokens=False))
@@ -169,8 +185,7 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.fast.save(str(directory / _FAST_FILE))
-        names = ("kind", "pad_id", "start_id", "end_id", "repair")
-        settings = {name: getattr(self, name) for name in names}
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(_Settings)}
         (directory / _SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
@@ -183,24 +198,28 @@ class _Settings:
     start_id: int | None = None
     end_id: int | None = None
     repair: bool | None = None
+    canonical: bool | None = None
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Load a tokenizer from a file or a folder.
 
     In a folder `tokenizer.json` comes first, then `vocab.txt`, then `vocab.json` with `merges.txt`, then
-    `bpe_simple_vocab_16e6.txt.gz`. A `vocab.txt` is read as CLIPA does: `[CLS]` and pieces, no `[SEP]`. A
-    `clipa_tokenizer.json` beside it with `{"kind": "wordpiece_sep"}` chooses Hugging Face's form. In a
+    `bpe_simple_vocab_16e6.txt.gz`, then `spiece.model`. A `vocab.txt` is read as CLIPA does: `[CLS]` and pieces, no
+    `[SEP]`. A `clipa_tokenizer.json` beside it with `{"kind": "wordpiece_sep"}` chooses Hugging Face's form. In a
     `tokenizer.json` the file's own template decides. Byte pairs are padded with 0 and repair their texts, as OpenAI and
     open_clip do; `"repair": false` keeps Hugging Face's form, which does not repair. open_clip reads captions for its
-    CLIPA models with `{"kind": "wordpiece_sep", "end_id": 0, "repair": true}`.
+    CLIPA models with `{"kind": "wordpiece_sep", "end_id": 0, "repair": true}`. SigLIP's pieces are padded with the
+    token that a `tokenizer_config.json` beside them names, else with their end, and texts for its unigram models become
+    canonical as in transformers; with `"repair": true`, as in open_clip.
 
     Args:
-        path: a `vocab.txt`, a `tokenizer.json`, a `.txt.gz` list of merges, or a folder with one of the above.
+        path: a `vocab.txt`, a `tokenizer.json`, a `.txt.gz` list of merges, a `spiece.model`, or a folder with one of
+            these.
 
     Raises:
         FileNotFoundError: there is no such path, or the folder holds none of these files.
-        ValueError: a file is broken, or its model is neither WordPiece nor CLIP's byte pairs.
+        ValueError: a file is broken, or its model is neither WordPiece nor CLIP's byte pairs nor SigLIP's pieces.
     """
     path = Path(path)
     if not path.exists():
@@ -211,6 +230,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         fast = build_word_piece(read_vocab_txt(file), separator=settings.kind == "wordpiece_sep")
     elif file.suffix == ".gz":
         fast = build_byte_pair(*read_open_clip_merges(file))
+    elif file.suffix == ".model":
+        fast = build_sentence_piece(file)
     elif file.name == "vocab.json":
         fast = build_byte_pair(*read_vocab_and_merges(file, file.parent / "merges.txt"))
     else:
@@ -242,13 +263,13 @@ def train_tokenizer(
 
 
 def _find_vocabulary(directory: Path) -> Path:
-    names = (_FAST_FILE, "vocab.txt", "vocab.json", "bpe_simple_vocab_16e6.txt.gz")
+    names = (_FAST_FILE, "vocab.txt", "vocab.json", "bpe_simple_vocab_16e6.txt.gz", "spiece.model")
     for name in names:
         if (directory / name).is_file() and (name != "vocab.json" or (directory / "merges.txt").is_file()):
             return directory / name
     raise FileNotFoundError(
         f"{directory} holds no tokenizer: it needs one of tokenizer.json, vocab.txt, vocab.json with merges.txt, "
-        "or bpe_simple_vocab_16e6.txt.gz."
+        "bpe_simple_vocab_16e6.txt.gz, or spiece.model."
     )
 
 
@@ -271,33 +292,61 @@ def _read_fast_tokenizer(path: Path) -> FastTokenizer:
     except Exception as error:  # the package raises no narrower class
         raise ValueError(
             f"{path} is not a file of the tokenizers package: {error}. Known are vocab.txt, tokenizer.json, vocab.json "
-            "with merges.txt, and bpe_simple_vocab_16e6.txt.gz."
+            "with merges.txt, bpe_simple_vocab_16e6.txt.gz, and spiece.model."
         ) from error
 
 
 def _wrap(fast: FastTokenizer, settings: _Settings, source: Path) -> Tokenizer:
     fast.no_truncation()
-    bounds = fast.encode("").ids
-    kinds: dict[int, TokenizerKind] = {}
+    starts, ends = _bounds(fast)
+    kinds: dict[tuple[int, int], TokenizerKind] = {}
     if isinstance(fast.model, models.WordPiece):
-        kinds = {1: "wordpiece", 2: "wordpiece_sep"}
+        kinds = {(1, 0): "wordpiece", (1, 1): "wordpiece_sep"}
     elif isinstance(fast.model, models.BPE):
-        kinds = {2: "byte_pair"}
-    if len(bounds) not in kinds:
+        kinds = {(1, 1): "byte_pair", (0, 1): "sentence_piece"}
+    elif isinstance(fast.model, models.Unigram):
+        kinds = {(0, 1): "sentence_piece"}
+    form = len(starts), len(ends)
+    if form not in kinds:
         raise ValueError(
-            f"{source} holds a {type(fast.model).__name__} model that wraps a text in {len(bounds)} special tokens; "
-            "known are WordPiece with a start, WordPiece with a start and an end, and BPE with a start and an end."
+            f"{source} holds a {type(fast.model).__name__} model that puts {len(starts)} special tokens before a text "
+            f"and {len(ends)} behind it; known are WordPiece with a start, WordPiece and BPE with a start and an end, "
+            "and Unigram and BPE with an end."
         )
-    kind = cast(TokenizerKind, settings.kind or kinds[len(bounds)])
-    if (kind == "byte_pair") != (kinds[len(bounds)] == "byte_pair"):
-        raise ValueError(f"{_SETTINGS_FILE} says kind {kind!r}, but {source} holds a {kinds[len(bounds)]} model.")
+    found = kinds[form]
+    kind = cast(TokenizerKind, settings.kind or found)
+    if kind != found and {kind, found} != {"wordpiece", "wordpiece_sep"}:
+        raise ValueError(f"{_SETTINGS_FILE} says kind {kind!r}, but {source} holds a {found} model.")
+    end = None if kind == "wordpiece" else ends[0] if ends else fast.token_to_id(SEPARATOR)
     pad = fast.token_to_id(PAD) or 0
-    end = None if kind == "wordpiece" else bounds[1] if len(bounds) == 2 else fast.token_to_id(SEPARATOR)
+    if kind == "sentence_piece":
+        pad = _sentence_pad(fast, source.parent, ends[0])
+    unigram = isinstance(fast.model, models.Unigram)
     return Tokenizer(
         fast,
         kind,
         pad_id=pad if settings.pad_id is None else settings.pad_id,
-        start_id=bounds[0] if settings.start_id is None else settings.start_id,
+        start_id=(starts[0] if starts else None) if settings.start_id is None else settings.start_id,
         end_id=end if settings.end_id is None else settings.end_id,
         repair=kind == "byte_pair" if settings.repair is None else settings.repair,
+        canonical=unigram if settings.canonical is None else settings.canonical,
     )
+
+
+def _bounds(fast: FastTokenizer) -> tuple[list[int], list[int]]:
+    """The special tokens that a tokenizer puts before and behind a text."""
+    encoding = fast.encode("a")
+    flags = encoding.special_tokens_mask
+    first = flags.index(0) if 0 in flags else len(flags)
+    last = len(flags) - flags[::-1].index(0) if 0 in flags else len(flags)
+    return encoding.ids[:first], encoding.ids[last:]
+
+
+def _sentence_pad(fast: FastTokenizer, directory: Path, end: int) -> int:
+    """Id of the pad token that a `tokenizer_config.json` names, else the end, with which SigLIP pads."""
+    try:
+        named = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))["pad_token"]
+        found = fast.token_to_id(named["content"] if isinstance(named, dict) else named)
+    except (OSError, ValueError, KeyError, TypeError):
+        return end
+    return end if found is None else found

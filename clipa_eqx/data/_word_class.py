@@ -10,6 +10,7 @@ from tokenizers import decoders
 
 from ._byte_pair import WORD_END
 from ._classes import ADJECTIVE, NOUN, OTHER, VERB
+from ._sentence_piece import SPACE
 from ._tokenizer import Tokenizer
 from ._word_piece import CONTINUATION
 
@@ -42,13 +43,14 @@ def word_classes(tokenizer: Tokenizer) -> UInt8[np.ndarray, " vocab"]:
     CLIPA tags each entry of its vocabulary in the same way, context-free (transforms/bert_ops.py), with NLTK's tagger.
     Special tokens, digits and punctuation are other. In WordPiece a piece that begins a word counts as that word, and
     one that continues it goes by its ending: "##ing" is a verb, "##board" a noun. In byte pairs a piece that ends a
-    word counts as that word, and one that does not is a noun.
+    word counts as that word, and one that does not is a noun. SentencePiece's mark in front begins a word.
 
     Args:
         tokenizer: whose vocabulary to classify.
     """
-    byte_pair = tokenizer.kind == "byte_pair"
-    classify = _class_of_byte_pair if byte_pair else _class_of_word_piece
+    classify = {"byte_pair": _class_of_byte_pair, "sentence_piece": _class_of_sentence_piece}.get(
+        tokenizer.kind, _class_of_word_piece
+    )
     classes = np.array([classify(piece) for piece in tokenizer.tokens()], np.uint8)
     classes[tokenizer.special_ids()] = OTHER
     return classes
@@ -73,6 +75,12 @@ def _class_of_byte_pair(piece: str) -> int:
     if piece.endswith(WORD_END):
         return word_class(text)
     return NOUN if _has_letter(text) else OTHER
+
+
+def _class_of_sentence_piece(piece: str) -> int:
+    if piece.startswith("<") and piece.endswith(">"):
+        return OTHER
+    return word_class(piece.removeprefix(SPACE)) if piece.startswith(SPACE) else _class_by_ending(piece)
 
 
 def _class_by_ending(text: str) -> int:

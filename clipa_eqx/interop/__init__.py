@@ -13,6 +13,7 @@ from ._open_clip import export_open_clip as export_open_clip, load_open_clip as 
 from ._open_clip_config import Numerics as Numerics
 from ._openai import load_openai as load_openai
 from ._pretrained import (
+    move_pretrained as move_pretrained,
     Preprocess as Preprocess,
     Pretrained as Pretrained,
     save_pretrained as save_pretrained,

@@ -123,7 +123,10 @@ def _read_image(arrays: Arrays, root: str, image_size: int | None) -> _Image:
     if f"{root}pos_embedding" in arrays:
         side, class_row = read_grid(arrays, f"{root}pos_embedding")
         if image_size not in (None, side * patch_size):
-            raise ValueError(f"image_size={image_size}, but its position table is for {side * patch_size} px.")
+            raise ValueError(
+                f"image_size={image_size}, but its position table is for {side * patch_size} px; leave it out, and "
+                "move the model with `transfer`."
+            )
         fields = {"position": "learned", "image_size": side * patch_size}
     config = VisionConfig(
         **encoder.sizes,

@@ -34,16 +34,16 @@ def load_clipa_jax(
     image_size: int | None = None,
     heads: tuple[int, int] | None = None,
 ) -> CLIP:
-    """Load a checkpoint that CLIPA-JAX wrote: one npz of a whole run, or of the weights alone.
+    """Load a checkpoint that CLIPA-JAX wrote: one npz of a whole run or of the weights alone, or a folder of t5x.
 
     Sizes are read off the arrays. What arrays do not tell is as CLIPA trained: tanh-GELU, epsilon 1e-6, texts pooled at
-    their last slot without any mask, pixels normalised by ImageNet's statistics. Weights of its branch t5x, whose
-    kernels join the heads, are read from an npz too; their heads follow from the width.
+    their last slot without any mask, pixels normalised by ImageNet's statistics. Kernels of its branch t5x
+    join the heads, whose number then follows from the width.
 
     A class token's own row of a learned image table is added to the class token.
 
     Args:
-        path: the `.npz` file.
+        path: the `.npz` file, or the folder `checkpoint_N` of a run on branch t5x.
         image_pool: mean for `gap` (CLIPA v2), first for `tok` (v1); arrays do not tell.
         image_size: side in pixels that the model is for, where image positions are computed; none: 224. A stored table
             decides it otherwise.
@@ -119,7 +119,8 @@ def _image_fields(arrays: Arrays, image_size: int | None) -> dict[str, Any]:
         raise ValueError(f"{_TABLE} has no row for the class token, which CLIPA's always have.")
     if image_size not in (None, side * patch_size):
         raise ValueError(
-            f"image_size={image_size}, but its position table is for {side * patch_size} px; leave it out."
+            f"image_size={image_size}, but its position table is for {side * patch_size} px; leave it out, and "
+            "move the model with `transfer`."
         )
     return {"patch_size": patch_size, "image_size": side * patch_size, "position": "learned"}
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..models import presets
 from ._arrays import Arrays, open_arrays, Renamed
 from ._mapping import joined, Layout, Rule, same, split_axis
+from ._t5x import T5X
 
 
 _PARAMETERS = ("params/", "opt/target/", "target/")
@@ -44,19 +45,19 @@ class Encoder(NamedTuple):
 
 
 def read_parameters(path: Path | str) -> Arrays:
-    """The weights of an npz checkpoint, by their names below its `params`.
+    """The weights of an npz checkpoint or a t5x folder, by their names below its `params` or `target`.
 
     Optimiser states beside them are left out, bfloat16 arrays (which NumPy stores without their type) are told apart,
     and names of ViTs before Flax's present API become today's.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not an npz file of arrays.
+        FileNotFoundError: there is no such file, or the folder has no index.
+        ValueError: it is not an npz file of arrays, or no whole t5x folder.
     """
     path = Path(path)
     if path.is_file() and path.suffix != ".npz":
         raise ValueError(f"{path} is no npz file; checkpoints of CLIPA-JAX and big_vision are.")
-    arrays = open_arrays(path)
+    arrays = T5X(path) if path.is_dir() else open_arrays(path)
     root = next((root for root in _PARAMETERS if any(name.startswith(root) for name in arrays)), "")
     kept = [name for name in arrays if name.startswith(root) and (root or not name.startswith(_OTHERS))]
     return _Typed(arrays, {_present_name(name.removeprefix(root)): name for name in kept})

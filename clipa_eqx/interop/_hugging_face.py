@@ -1,12 +1,16 @@
 """Hugging Face's CLIPModel and SiglipModel directories, both ways."""
 
 import contextlib
+import dataclasses
 import json
+import re
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors.numpy
+from tokenizers import normalizers, Regex, Tokenizer as FastTokenizer
 
 from ..config import CLIPConfig
 from ..data import load_tokenizer, Tokenizer
@@ -20,6 +24,7 @@ from ._torch_rules import linear_rules, norm_rules
 
 
 _CONFIG, _PREPROCESSOR, _PROCESSOR = "config.json", "preprocessor_config.json", "processor_config.json"
+_TOKENIZER = "tokenizer_config.json"
 # Counting buffers that early transformers stored among the weights.
 _IGNORED = ("*.embeddings.position_ids",)
 
@@ -85,9 +90,6 @@ def export_hugging_face(pretrained: Pretrained, directory: Path | str) -> None:
     arrays = export_arrays(_rules(config), with_position(pretrained.model, "frozen"))
     if kind == "siglip":
         arrays = join_probe(arrays)
-    else:
-        # CLIPModel has a number here, SiglipModel an array of one.
-        arrays["logit_scale"] = arrays["logit_scale"].reshape(())
     root = Path(directory)
     root.mkdir(parents=True, exist_ok=True)
     partial = root / "model.safetensors.partial"
@@ -162,17 +164,38 @@ def _block_rules(tower: str) -> list[Rule]:
 
 def _read_tokenizer(root: Path) -> Tokenizer | None:
     try:
-        return load_tokenizer(root)
+        tokenizer = load_tokenizer(root)
+        # This class alone makes letters small where its file does not.
+        if (root / _TOKENIZER).is_file() and _read_json(root / _TOKENIZER).get("tokenizer_class") == "Siglip2Tokenizer":
+            return _cleaning_first(tokenizer, normalizers.Lowercase())
     except (FileNotFoundError, ValueError):
         return None
+    return tokenizer
 
 
 def _write_tokenizer(tokenizer: Tokenizer, length: int, root: Path) -> None:
-    tokenizer.save(root)
+    # transformers does no more to a text than its file says.
+    (_cleaning_first(tokenizer, *_CANONICAL) if tokenizer.canonical else tokenizer).save(root)
     if tokenizer.kind == "byte_pair":
         # CLIP's tokenizer was read from vocab.json and merges.txt before there was a tokenizer.json.
         tokenizer.fast.model.save(str(root))
-    _write_json(root / "tokenizer_config.json", write_tokenizer_config(tokenizer, length))
+    _write_json(root / _TOKENIZER, write_tokenizer_config(tokenizer, length))
+
+
+_CANONICAL = (
+    normalizers.Lowercase(),
+    normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+    normalizers.Replace(Regex(r"\s+"), " "),
+    normalizers.Strip(),
+)
+
+
+def _cleaning_first(tokenizer: Tokenizer, *steps: normalizers.Normalizer) -> Tokenizer:
+    """The same tokenizer with steps before those in its file."""
+    fast = FastTokenizer.from_str(tokenizer.fast.to_str())
+    own = [] if fast.normalizer is None else [fast.normalizer]
+    fast.normalizer = normalizers.Sequence([*steps, *own])
+    return dataclasses.replace(tokenizer, fast=fast)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -110,14 +110,13 @@ def write_tokenizer_config(tokenizer: Tokenizer, length: int) -> dict[str, Any]:
     pad_id = tokenizer.pad_id
     if tokenizer.kind == "byte_pair" and tokenizer.end_id is not None:
         pad_id = tokenizer.end_id
-    end = None if tokenizer.end_id is None else pieces[tokenizer.end_id]
+    bounds = {"bos_token": tokenizer.start_id, "eos_token": tokenizer.end_id}
     values: dict[str, Any] = {
         "tokenizer_class": "CLIPTokenizer" if tokenizer.kind == "byte_pair" else "PreTrainedTokenizerFast",
         "model_max_length": length,
         "padding_side": "right",
         "clean_up_tokenization_spaces": False,
-        "bos_token": pieces[tokenizer.start_id],
         "pad_token": pieces[pad_id],
-        "unk_token": tokenizer.fast.model.unk_token,
+        "unk_token": "<unk>" if tokenizer.kind == "sentence_piece" else tokenizer.fast.model.unk_token,
     }
-    return values if end is None else {**values, "eos_token": end}
+    return values | {name: pieces[index] for name, index in bounds.items() if index is not None}

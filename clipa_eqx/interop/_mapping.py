@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from ..config import CLIPConfig, VisionConfig
-from ..models import CLIP, make_clip, VisionTower
+from ..models import aligned_empty, CLIP, make_clip, named_leaves, VisionTower
 from ._arrays import Arrays
 
 
@@ -24,6 +23,11 @@ Layout = Callable[[np.ndarray], tuple[np.ndarray, ...]]
 """Views of one of our arrays in the shapes of theirs, one per name of theirs."""
 
 _T = TypeVar("_T")
+
+_RESAMPLE = (
+    "positions are not resampled unasked: load the model with the image size and context length of its tables, and "
+    "move it by image_size and context_length of load_pretrained, by `clipa import --image-size`, or by `transfer`"
+)
 
 
 def same(array: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -154,16 +158,9 @@ def export_arrays(rules: Sequence[Rule], model: CLIP) -> dict[str, np.ndarray]:
         array = np.asarray(leaves[rule.ours], np.float32)
         if rule.class_row:
             array = np.concatenate([np.zeros_like(array[:1]), array])
-        arrays |= {name: np.ascontiguousarray(view) for name, view in _their_views(rule, array)}
+        # Not `ascontiguousarray`, which gives a number without axes one.
+        arrays |= {name: np.asarray(view, order="C") for name, view in _their_views(rule, array)}
     return arrays
-
-
-def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The arrays of a model by their path in the module, as its own weight files name them."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 def _filled(
@@ -177,7 +174,7 @@ def _filled(
     arrays: dict[str, np.ndarray] = {}
     class_row = None
     for rule in rules:
-        array = _aligned(_stored_shape(rule, leaves))
+        array = aligned_empty(_stored_shape(rule, leaves), np.dtype(np.float32))
         for name, view in _their_views(rule, array):
             _copy(view, source[name], name, rule)
         if rule.class_row:
@@ -200,14 +197,6 @@ def _copy(view: np.ndarray, array: np.ndarray, name: str, rule: Rule) -> None:
     if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
         raise ValueError(f"{name} for {_part(rule.ours)} is {array.dtype}; weights must be floating-point numbers.")
     view[...] = array.reshape(view.shape)
-
-
-# JAX takes an array over without a copy on a CPU if it begins at a multiple of 64 bytes; NumPy's own begin at 16.
-def _aligned(shape: tuple[int, ...]) -> np.ndarray:
-    size = 4 * int(np.prod(shape, dtype=np.int64))
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 def _check_covered(rules: Sequence[Rule], leaves: Mapping[str, Any]) -> None:
@@ -251,10 +240,8 @@ def _check_shapes(rules: Sequence[Rule], leaves: Mapping[str, Any], source: Mapp
             shape = source.shape(name) if isinstance(source, Arrays) else source[name].shape
             # Scalars are stored as () by some and as (1,) by others.
             if shape != view.shape and not math.prod(shape) == view.size == 1:
-                raise ValueError(
-                    f"{name} has shape {shape}, but {_part(rule.ours)} needs {view.shape}; "
-                    "the weights belong to another config."
-                )
+                remedy = _RESAMPLE if rule.ours.endswith(".position") else "the weights belong to another config"
+                raise ValueError(f"{name} has shape {shape}, but {_part(rule.ours)} needs {view.shape}; {remedy}.")
 
 
 def _stored_shape(rule: Rule, leaves: Mapping[str, Any]) -> tuple[int, ...]:

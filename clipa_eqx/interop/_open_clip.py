@@ -60,6 +60,9 @@ def load_open_clip(
     arrays = open_arrays(_weight_file(root) if root.is_dir() else root)
     model_cfg = values["model_cfg"]
     config = read_model_cfg(model_cfg, arrays, numerics)
+    tokenizer = _read_tokenizer(root, model_cfg["text_cfg"], numerics) if root.is_dir() else None
+    if tokenizer is not None and "pad_id" not in model_cfg["text_cfg"]:
+        config = dataclasses.replace(config, text=dataclasses.replace(config.text, pad_id=tokenizer.pad_id))
     preprocess, mean, std = _read_preprocess(values.get("preprocess_cfg"), config.vision.image_size)
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, pixel_mean=mean, pixel_std=std))
     # As a learned table, so that none of the size that the config claims is computed first.
@@ -67,7 +70,6 @@ def load_open_clip(
     clip = import_arrays(_rules(config, _text_prefix(arrays)), arrays, learned, ignored=_IGNORED)
     if config.vision.position == "frozen":
         clip = with_formula_where_equal(with_position(clip, "frozen"))
-    tokenizer = _read_tokenizer(root, model_cfg["text_cfg"], numerics) if root.is_dir() else None
     return Pretrained(clip, clip.config, preprocess, tokenizer)
 
 
@@ -252,12 +254,17 @@ def _read_tokenizer(root: Path, text_cfg: Mapping[str, Any], numerics: Numerics)
         return None
     if (root / "clipa_tokenizer.json").is_file():
         return tokenizer
+    if tokenizer.kind == "byte_pair":
+        return tokenizer
     kwargs = text_cfg.get("tokenizer_kwargs") or {}
-    if kwargs.get("strip_sep_token") and tokenizer.kind != "byte_pair":
-        if numerics == "as_trained":
-            return dataclasses.replace(tokenizer, kind="wordpiece", end_id=None)
-        return dataclasses.replace(tokenizer, kind="wordpiece_sep", end_id=tokenizer.pad_id, repair=True)
-    return tokenizer
+    clean, stripped = kwargs.get("clean") or "whitespace", kwargs.get("strip_sep_token")
+    if stripped and numerics == "as_trained":
+        return dataclasses.replace(tokenizer, kind="wordpiece", end_id=None)
+    if stripped:
+        tokenizer = dataclasses.replace(tokenizer, kind="wordpiece_sep", end_id=tokenizer.pad_id)
+    # "lower" is what WordPiece does in any case.
+    unknown = clean == "lower" and tokenizer.kind == "sentence_piece"
+    return None if unknown else dataclasses.replace(tokenizer, repair=True, canonical=clean == "canonicalize")
 
 
 def _write_tokenizer(tokenizer: Tokenizer, config: CLIPConfig, root: Path) -> dict[str, Any]:
@@ -274,5 +281,9 @@ def _write_tokenizer(tokenizer: Tokenizer, config: CLIPConfig, root: Path) -> di
     if tokenizer.kind == "byte_pair" and tokenizer.vocab_size == 49408:
         return {}  # open_clip's own default
     # For a local directory open_clip looks only whether there is a name, and reads the directory's files.
-    names = {"hf_tokenizer_name": "bert-base-uncased" if tokenizer.vocab_size == 30522 else root.name}
-    return names | {"tokenizer_kwargs": {"strip_sep_token": True}} if stripped else names
+    names: dict[str, Any] = {"hf_tokenizer_name": "bert-base-uncased" if tokenizer.vocab_size == 30522 else root.name}
+    if stripped:
+        names["tokenizer_kwargs"] = {"strip_sep_token": True}
+    elif tokenizer.canonical:
+        names["tokenizer_kwargs"] = {"clean": "canonicalize"}
+    return names

@@ -1,5 +1,6 @@
 """A model with all that it needs to be used: its preprocessing and its tokenizer."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..config import (
     StageConfig,
 )
 from ..data import load_tokenizer, Tokenizer
-from ..models import CLIP, load_weights, save_weights
+from ..models import CLIP, load_weights, save_weights, transfer
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,34 @@ class Pretrained:
         """
         if self.found_tokenizer is None:
             raise ValueError(
-                "These weights came without a tokenizer that this package reads: put its vocab.txt, tokenizer.json, or "
-                "vocab.json and merges.txt beside them, or use load_tokenizer."
+                "These weights came without a tokenizer that this package reads: put its vocab.txt, tokenizer.json, "
+                "spiece.model, or vocab.json and merges.txt beside them, or use load_tokenizer."
             )
         return self.found_tokenizer
+
+
+def move_pretrained(
+    pretrained: Pretrained, *, image_size: int | None = None, context_length: int | None = None
+) -> Pretrained:
+    """The same model at another image size or context length, its positions resampled from those that it has.
+
+    Args:
+        pretrained: the model.
+        image_size: side in pixels, a multiple of the patch; none: as it is.
+        context_length: tokens of a text, at least 1; none: as it is.
+
+    Raises:
+        ValueError: the model cannot have that size.
+    """
+    vision, text = pretrained.config.vision, pretrained.config.text
+    vision = dataclasses.replace(vision, image_size=vision.image_size if image_size is None else image_size)
+    text = dataclasses.replace(text, context_length=text.context_length if context_length is None else context_length)
+    config = dataclasses.replace(pretrained.config, vision=vision, text=text)
+    if config == pretrained.config:
+        return pretrained
+    model = transfer(pretrained.model, config, image_positions="resample")
+    preprocess = dataclasses.replace(pretrained.preprocess, image_size=vision.image_size)
+    return Pretrained(model, model.config, preprocess, pretrained.found_tokenizer)
 
 
 def save_pretrained(pretrained: Pretrained, directory: Path | str) -> None:

@@ -11,4 +11,9 @@ from ._presets import presets as presets
 from ._text import TextTower as TextTower
 from ._transfer import transfer as transfer
 from ._vision import VisionTower as VisionTower
-from ._weights import load_weights as load_weights, save_weights as save_weights
+from ._weights import (
+    aligned_empty as aligned_empty,
+    load_weights as load_weights,
+    named_leaves as named_leaves,
+    save_weights as save_weights,
+)
