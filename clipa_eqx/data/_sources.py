@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .._checks import check_between
 from ..config import DataConfig, FilterConfig
+from ._classifier import word_classifier
 from ._files import open_csv, open_folder
 from ._filter import FilteredPairs
 from ._index import load_indexes
@@ -15,7 +16,6 @@ from ._pair import PairSource
 from ._shards import ShardPairs
 from ._text_cache import TextRules
 from ._tokenizer import Tokenizer
-from ._word_class import word_classifier
 
 
 def open_pairs(config: DataConfig) -> PairSource:
