@@ -21,11 +21,12 @@ from remote_servers import serve
 
 from clipa_eqx.config import DataConfig, FilterConfig, RemoteConfig, StageConfig
 from clipa_eqx.data import _remote, index_pairs, open_pairs, training_batches
-from clipa_eqx.data._range_cache import RangeCache
+from clipa_eqx.data._range_cache import range_cache, RangeCache
 from clipa_eqx.data._remote import RemoteError
 
 
 boto3 = pytest.importorskip("boto3")
+fsspec = pytest.importorskip("fsspec")
 moto_server = pytest.importorskip("moto.server")
 
 QUICK = RemoteConfig(timeout_s=1.0, attempts=3)
@@ -35,6 +36,7 @@ QUICK = RemoteConfig(timeout_s=1.0, attempts=3)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(_remote, "_FIRST_PAUSE_S", 0.01)
+    range_cache.cache_clear()
 
 
 @pytest.fixture
@@ -211,10 +213,11 @@ def bucket(folder, monkeypatch):
     client.create_bucket(Bucket="pairs")
     for path in sorted(folder.glob("*.tar")):
         client.upload_file(str(path), "pairs", f"train/{path.name}")
+    # Both remember the endpoint of the test before.
     _remote._file_system.cache_clear()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     yield "s3://pairs/train"
     server.stop()
-    _remote._file_system.cache_clear()
 
 
 def test_a_bucket_reads_like_a_disk(bucket, folder):
