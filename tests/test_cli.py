@@ -126,6 +126,20 @@ FAULTS = {
         lambda data, tmp: ["train", "--config", _config(data, tmp), "--set", "stages.few.image_size=25"],
         ["image_size=25", "24 and 32"],
     ),
+    "micro-batch that does not divide the batch": (
+        lambda data, tmp: ["train", "--config", _config(data, tmp), "--set", "stages.few.micro_batch=24"],
+        ["micro_batch=24", "batch_size=16"],
+    ),
+    "layout that does not divide a weight": (
+        lambda data, tmp: ["train", "--config", _config(data, tmp), "--set", "shard=all", "model.text.width=20"],
+        ["shard='all'", "8 devices", "model.text.width=20"],
+    ),
+    "rates of arrays that are not there": (
+        lambda data, tmp: [
+            "train", "--config", _config(data, tmp), "--set", 'stages.all.optim.rates=[{"pattern": "visoin.*"}]',
+        ],
+        ["visoin.*", "vision.patch.weight"],
+    ),
     "several faults at once": (
         lambda data, tmp: [
             "train", "--config", _config(data, tmp),

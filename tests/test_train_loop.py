@@ -35,7 +35,9 @@ def finished(data):
         seen.append((model.config.vision.image_size, model.config.text.context_length))
         return {"norm": float(np.linalg.norm(model.vision.patch.weight))}
 
-    run = dataclasses.replace(tiny_run(data), evaluation=EvalConfig(every_steps=2))
+    few, full = tiny_run(data).stages
+    stages = (few, dataclasses.replace(full, ema_decay=0.5))
+    run = tiny_run(data, stages=stages, evaluation=EvalConfig(every_steps=2))
     run_dir = data / "finished"
     return run, run_dir, train(run, run_dir, evaluators=(evaluator,), console=False), seen
 
@@ -60,6 +62,29 @@ def test_a_finished_run_hands_the_same_back_again(finished):
     assert len(seen) == before
     for a, b in zip(jax.tree.leaves(again.model), jax.tree.leaves(result.model), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_may_go_on_in_another_layout_and_says_so(finished, capsys):
+    run, run_dir, result, _ = finished
+    again = train(dataclasses.replace(run, shard="all", layers="unroll"), run_dir)
+    error = capsys.readouterr().err
+    assert "Continues with another shard: 'none' there, 'all' here" in error
+    assert "layers: 'auto' there, 'unroll' here" in error
+    for a, b in zip(jax.tree.leaves(again.average), jax.tree.leaves(result.average), strict=True):
+        np.testing.assert_array_equal(a, b)
+    train(run, run_dir, console=False)
+
+
+def test_averaged_weights_load_by_name(finished, tmp_path):
+    _, run_dir, result, _ = finished
+    averaged = load_pretrained(run_dir, ema=True).model
+    for a, b in zip(jax.tree.leaves(averaged), jax.tree.leaves(result.average), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(averaged.text.embedding, result.model.text.embedding)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((run_dir / name).read_bytes())
+    with pytest.raises(FileNotFoundError, match="no model-ema.safetensors: its last stage kept no average"):
+        load_pretrained(tmp_path, ema=True)
 
 
 def test_the_directory_loads_as_a_pretrained_model(finished):
