@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "recipes": {"_checks", "config", "sizes"},
     "interop": {"_types", "_checks", "config", "models", "data"},
     "train": {"_types", "_checks", "devices", "config", "nn", "reduction", "losses", "sharding", "models", "data"},
+    "planning": {"_checks", "devices", "config", "sharding", "models", "train"},
     "evaluation": {"_types", "_checks", "config", "reduction", "sharding", "models", "data"},
 }
 EVERYTHING = set(MAY_IMPORT) | {"cli"}

@@ -15,6 +15,7 @@ from ._data_tokenizer import TrainTokenizer
 from ._data_world import MakeWorld
 from ._demo import Demo
 from ._evaluate import Evaluate
+from ._plan import Plan
 from ._train import Train
 from ._weights import Export, Import, Verify
 
@@ -77,6 +78,7 @@ def _parse(arguments: Sequence[str]) -> Command:
         "export": (Export, "Write a model for users of open_clip or Hugging Face."),
         "import": (Import, "Read weights of open_clip or Hugging Face into a run directory."),
         "verify": (Verify, "Check a model by stored embeddings, or by open_clip itself."),
+        "plan": (Plan, "Tell memory, hours and cost of a recipe on given devices, and what makes it fit."),
         "data": (DataCommands, "Make, index, inspect and convert data; train a tokenizer."),
     }
     if not arguments or arguments[0] not in commands:

@@ -144,6 +144,9 @@ class StageConfig:
     """Contrastive loss; sigmoid needs a model with a logit bias."""
     loss_tile: int = 0
     """Columns of the logit matrix held at once; 0 holds the whole matrix. Same value and gradient."""
+    loss_ring: bool = False
+    """Pass texts from device to device instead of gathering all on each: less memory, a third more traffic. Same value
+    and gradient."""
     logit_scale_max: float = 0.0
     """Largest inverse temperature, at least 1 (open_clip: 100); 0 leaves it free (CLIPA-JAX)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -3,6 +3,7 @@
 from ._catalog import get_recipe as get_recipe, recipes as recipes, run_config as run_config
 from ._recipe import (
     image_tokens as image_tokens,
+    PublishedHours as PublishedHours,
     PublishedScore as PublishedScore,
     Recipe as Recipe,
     text_tokens as text_tokens,

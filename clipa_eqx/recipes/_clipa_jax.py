@@ -20,7 +20,7 @@ from ._clipa_jax_stages import (
     v2_tune_224,
     v2_tune_336,
 )
-from ._recipe import make_recipe, make_scores, PublishedScore, Recipe
+from ._recipe import make_hours, make_recipe, make_scores, PublishedHours, PublishedScore, Recipe
 
 
 _EVAL_V1 = EvalConfig(canonicalize=True)
@@ -134,6 +134,7 @@ def _v2_recipes() -> list[Recipe]:
             evaluation=_EVAL_V2,
             notes=("CLIPA releases this model without a config.", *notes),
             published=make_scores("DataComp-1B", pretrain=72.7, tune_224=79.7, tune_336=80.3),
+            published_hours=make_hours(tune_224=4008, tune_336=4520),
         ),
         make_recipe(
             "clipa-v2-h14-84",
@@ -150,6 +151,7 @@ def _v2_recipes() -> list[Recipe]:
                 *make_scores("LAION-2B", pretrain=72.1, tune_224=78.6, tune_336=79.1),
                 *make_scores("DataComp-1B", pretrain=75.6, tune_224=81.5, tune_336=81.8),
             ),
+            published_hours=make_hours(tune_224=7776, tune_336=8640),
         ),
         make_recipe(
             "clipa-v2-h14-70",
@@ -161,6 +163,7 @@ def _v2_recipes() -> list[Recipe]:
             evaluation=_EVAL_V2,
             notes=notes,
             published=(*make_scores("LAION-2B", pretrain=70.1), *make_scores("DataComp-1B", tune_224=81.1)),
+            published_hours=make_hours(tune_224=5920),
         ),
     ]
 
@@ -172,7 +175,12 @@ def _t5x_recipes() -> list[Recipe]:
     folder = "branch t5x: clipa_jax/configs"
     g_pretrain = v2_pretrain(70, optim=ADAM_T5X)
 
-    def bigg(pixels: int, *more_notes: str, published: tuple[PublishedScore, ...] = ()) -> Recipe:
+    def bigg(
+        pixels: int,
+        *more_notes: str,
+        published: tuple[PublishedScore, ...] = (),
+        published_hours: tuple[PublishedHours, ...] = (),
+    ) -> Recipe:
         return make_recipe(
             f"clipa-v2-bigg14-{pixels}",
             f"CLIPA-v2 bigG/14 at {pixels} px and 8 tokens, tuned at 224 and 336 px",
@@ -186,6 +194,7 @@ def _t5x_recipes() -> list[Recipe]:
             evaluation=_EVAL_V2,
             notes=(*more_notes, *notes),
             published=published,
+            published_hours=published_hours,
         )
 
     return [
@@ -217,6 +226,7 @@ def _t5x_recipes() -> list[Recipe]:
             "The README starts the 70 px config with res=84.",
             "The README of the PyTorch code gives 82.7 after tune-224, by its own protocol.",
             published=make_scores("DataComp-1B", pretrain=78.5, tune_224=82.5, tune_336=83.0),
+            published_hours=make_hours(tune_224=21998, tune_336=23742),
         ),
     ]
 

@@ -20,6 +20,16 @@ class PublishedScore:
 
 
 @dataclass(frozen=True)
+class PublishedHours:
+    """What the original project says that this recipe took."""
+
+    stage: str
+    """Name of the stage after which it was counted."""
+    gpu_hours: float
+    """Hours of one A100 with 80 GB, with all stages before, as the project's README gives them."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A model and the stages that train it, with their source."""
 
@@ -39,6 +49,8 @@ class Recipe:
     """What was decided where the sources are wrong, disagree or are silent."""
     published: tuple[PublishedScore, ...] = ()
     """What the original project reports; another protocol or other data give other numbers."""
+    published_hours: tuple[PublishedHours, ...] = ()
+    """What the original project says that it took."""
 
 
 def make_recipe(name: str, title: str, model: CLIPConfig, *stages: StageConfig, **fields: Any) -> Recipe:
@@ -52,6 +64,11 @@ def make_recipe(name: str, title: str, model: CLIPConfig, *stages: StageConfig, 
 def make_scores(data: str, **top1: float) -> tuple[PublishedScore, ...]:
     """Scores of one data set by stage, an underscore for the hyphen in its name."""
     return tuple(PublishedScore(stage.replace("_", "-"), data, score) for stage, score in top1.items())
+
+
+def make_hours(**gpu_hours: float) -> tuple[PublishedHours, ...]:
+    """Hours by stage, an underscore for the hyphen in its name."""
+    return tuple(PublishedHours(stage.replace("_", "-"), hours) for stage, hours in gpu_hours.items())
 
 
 def make_stage(

@@ -23,7 +23,7 @@ def scale_recipe(recipe: Recipe, factor: Fraction | float) -> Recipe:
     - warmup and cooldown: the same share of the steps, which shrink by the square root of `factor` too.
 
     So at 1/256 a batch of 65536 becomes 4096, and 195490 steps become 12219. Model, tokens and reductions stay.
-    Published scores are dropped: they belong to the full recipe.
+    Published scores and hours are dropped: they belong to the full recipe.
 
     Args:
         recipe: the recipe.
@@ -41,6 +41,7 @@ def scale_recipe(recipe: Recipe, factor: Fraction | float) -> Recipe:
         stages=tuple(_scale_stage(stage, share) for stage in recipe.stages),
         notes=(*recipe.notes, f"Scaled to {share.limit_denominator(10**6)} of its samples."),
         published=(),
+        published_hours=(),
     )
 
 

@@ -1,47 +1,117 @@
 """What a step costs, counted by the compiler."""
 
 import dataclasses
-from typing import cast
+import math
+from dataclasses import dataclass
+from typing import Any, cast, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ..config import DataConfig, RunConfig, stage_model, StageConfig
 from ..models import make_clip, with_execution
-from ..sharding import make_mesh
-from ._optim import make_optimizer, make_schedule
+from ..sharding import batch_sharding, make_mesh
+from ._layout import state_shardings
+from ._optim import make_optimizer, make_schedule, trainable_mask
 from ._state import init_state, TrainState
 from ._step import DeviceBatch, make_train_step
+
+
+_T = TypeVar("_T")
 
 
 def step_flops(config: RunConfig, stage: StageConfig) -> float:
     """Floating-point operations of one optimiser step of a stage, forward, backward and update, over all devices.
 
     The step is traced on shapes alone and counted by XLA's cost analysis, a multiply-add as two. Blocks are written out
-    for the count, since the analysis counts a loop's body once, and nothing is recomputed, so these are the model's own
-    operations. Nothing is compiled or allocated: the largest models can be asked about.
+    for the count, and the batch and the logits taken whole, since the analysis counts a loop's body once. Nothing is
+    recomputed, so these are the model's own operations. Nothing is compiled or allocated: the largest models can be
+    asked about.
 
     Raises:
         RuntimeError: the backend does not count.
     """
-    mesh = make_mesh(jax.devices()[:1])
+    plain = dataclasses.replace(
+        stage, micro_batch=0, loss_tile=0, loss_ring=False, remat_image="none", remat_text="none"
+    )
+    config = dataclasses.replace(config, layers="unroll", shard="none")
+    cost = lower_step(config, plain, make_mesh(jax.devices()[:1])).cost_analysis()
+    if not cost or "flops" not in cost:
+        raise RuntimeError(f"XLA gives no cost analysis on the backend {jax.default_backend()!r}; count on a CPU.")
+    return cost["flops"]
+
+
+def lower_step(config: RunConfig, stage: StageConfig, mesh: Mesh) -> jax.stages.Lowered:
+    """The step of a stage on a mesh, from shapes alone: nothing is allocated until it is compiled and called.
+
+    `.compile()` gives the program whose memory and collectives can be read, with the layout that `config.shard` names.
+
+    Raises:
+        ValueError: the stage does not fit the mesh; `check_run` names all such faults.
+    """
     schedule = make_schedule(stage.optim, stage.steps)
 
     def start() -> TrainState:
         model = make_clip(stage_model(config, stage), key=jax.random.key(0))
-        model = with_execution(model, layers="unroll")
-        return init_state(model, make_optimizer(stage.optim, schedule, model), key=jax.random.key(0))
+        model = with_execution(model, layers=config.layers, remat_image=stage.remat_image, remat_text=stage.remat_text)
+        averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
+        optimizer = make_optimizer(stage.optim, schedule, model)
+        return init_state(model, optimizer, averaged=averaged, key=jax.random.key(0))
 
-    # The count of a loop over micro-batches would be that of one.
-    stage = dataclasses.replace(stage, micro_batch=0)
     state = eqx.filter_eval_shape(start)
     optimizer = make_optimizer(stage.optim, schedule, state.model)
-    step = make_train_step(stage, schedule, optimizer, mesh)
-    cost = step.lower(state, _abstract_batch(config.data, stage)).cost_analysis()
-    if not cost or "flops" not in cost:
-        raise RuntimeError(f"XLA gives no cost analysis on the backend {jax.default_backend()!r}; count on a CPU.")
-    return cost["flops"]
+    state = _placed(state, state_shardings(state, config.shard, mesh))
+    batch = _abstract_batch(config.data, stage)
+    batch = _placed(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
+    return make_train_step(stage, schedule, optimizer, mesh, shard=config.shard).lower(state, batch)
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that each device holds while a step runs, as the compiler laid them out."""
+
+    state: int
+    """Weights, optimiser moments and averages."""
+    batch: int
+    """Pixels and token ids of one step."""
+    temporary: int
+    """Everything else: gradients, activations, logits."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.state + self.batch + self.temporary
+
+
+def step_memory(config: RunConfig, stage: StageConfig, mesh: Mesh) -> StepMemory:
+    """What one compiled step of a stage holds on each device of a mesh.
+
+    The figure is that of the backend that compiles: attention kernels and the order of operations differ between
+    backends, so a CPU's program, which writes every attention matrix out, is an estimate from above for a GPU.
+
+    Raises:
+        ValueError: the stage does not fit the mesh.
+        RuntimeError: the backend does not tell.
+    """
+    analysis = lower_step(config, stage, mesh).compile().memory_analysis()
+    if analysis is None:
+        raise RuntimeError(f"The backend {jax.default_backend()!r} does not tell a program's memory; ask a CPU.")
+    batch = _abstract_batch(config.data, stage)
+    batch_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch)) // mesh.size
+    # The state is donated: what comes out lies where it was.
+    beside = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return StepMemory(
+        state=analysis.argument_size_in_bytes - batch_bytes,
+        batch=batch_bytes,
+        temporary=analysis.temp_size_in_bytes + beside,
+    )
+
+
+def _placed(shapes: _T, shardings: Any) -> _T:
+    put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(put, shapes, shardings)
 
 
 def _abstract_batch(data: DataConfig, stage: StageConfig) -> DeviceBatch:

@@ -126,18 +126,16 @@ def _mean_loss(model: CLIP, batch: DeviceBatch, stage: StageConfig, *, key: Key)
         (batch, keys),
         stage.batch_size // stage.micro_batch if stage.micro_batch else 1,
     )
-    tile = stage.loss_tile or None
+    form: dict[str, Any] = {"axis_name": DATA_AXIS, "tile": stage.loss_tile or None, "ring": stage.loss_ring}
     if stage.loss == "sigmoid":
         if model.logit_bias is None:
             raise ValueError(
                 "The sigmoid loss needs a model with a logit bias: set model.init_logit_bias (SigLIP: -10)."
             )
-        loss = sigmoid_contrastive(
-            image_embed, text_embed, model.logit_scale, model.logit_bias, axis_name=DATA_AXIS, tile=tile
-        )
+        loss = sigmoid_contrastive(image_embed, text_embed, model.logit_scale, model.logit_bias, **form)
     else:
-        loss = softmax_contrastive(image_embed, text_embed, model.logit_scale, axis_name=DATA_AXIS, tile=tile)
-    accuracy = contrastive_accuracy(image_embed, text_embed, axis_name=DATA_AXIS, tile=tile)
+        loss = softmax_contrastive(image_embed, text_embed, model.logit_scale, **form)
+    accuracy = contrastive_accuracy(image_embed, text_embed, **form)
     return jax.lax.pmean(loss, DATA_AXIS), jax.lax.pmean(accuracy, DATA_AXIS)
 
 
