@@ -2,7 +2,7 @@
 
 from ._augment import augment_colors as augment_colors, jitter_order as jitter_order
 from ._checkpoint import Checkpoints as Checkpoints
-from ._cost import step_flops as step_flops
+from ._cost import model_flops as model_flops, step_flops as step_flops
 from ._layout import state_shardings as state_shardings
 from ._loop import Evaluator as Evaluator, RunResult as RunResult, train as train
 from ._optim import (
