@@ -10,6 +10,7 @@ import tyro
 
 from ..config import check_run, CheckpointConfig, DataConfig, load_run_config, override, RunConfig
 from ..recipes import get_recipe, image_tokens, recipes, run_config, scale_recipe
+from ._compiled import keep_compiled
 from ._processes import Processes
 
 
@@ -45,6 +46,9 @@ class Train:
     """When checkpoints are written and which are kept."""
     seed: int = 0
     """The one seed of the run."""
+    compilation_cache: str = "auto"
+    """Folder in which compiled steps are kept, so that the next start skips compiling; auto: one in the user's cache
+    folder, unless JAX_COMPILATION_CACHE_DIR names one. none: keep nothing."""
     processes: Processes = field(default_factory=Processes)
     """Several processes that train one run."""
     set: tuple[str, ...] = ()
@@ -59,6 +63,7 @@ class Train:
         if self.list:
             return _list_recipes()
         config = self.resolve()
+        keep_compiled(self.compilation_cache)
         self.processes.join()
         import jax
 

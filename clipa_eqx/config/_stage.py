@@ -155,6 +155,8 @@ class StageConfig:
     """The optimiser, started afresh in each stage."""
     ema_decay: float = 0.0
     """Also keep an average of the weights, of which each step keeps this share (0.999 to 0.9999); 0: none."""
+    compute_dtype: FloatType = "float32"
+    """Type of matrix products and activations. Weights, norms, softmax, pooled vectors and loss stay float32."""
     position_transfer: PositionTransfer = "remake"
     """Image positions at the start of a later stage: remake (sine-cosine coordinates of the new grid, CLIPA-JAX) or
     resample (the earlier table, bicubic, CLIPA-torch)."""
@@ -179,6 +181,7 @@ class StageConfig:
         check_choice("image_reduction", self.image_reduction, ImageReduction)
         check_choice("text_reduction", self.text_reduction, TextReduction)
         check_choice("loss", self.loss, Literal["softmax", "sigmoid"])
+        check_choice("compute_dtype", self.compute_dtype, FloatType)
         check_choice("position_transfer", self.position_transfer, PositionTransfer)
         check_choice("remat_image", self.remat_image, Remat)
         check_choice("remat_text", self.remat_text, Remat)

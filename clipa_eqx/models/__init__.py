@@ -7,6 +7,7 @@ from ._clip import (
     with_execution as with_execution,
 )
 from ._pixels import normalize_pixels as normalize_pixels, scale_pixels as scale_pixels
+from ._precision import for_compute as for_compute
 from ._presets import presets as presets
 from ._text import TextTower as TextTower
 from ._transfer import transfer as transfer

@@ -67,7 +67,7 @@ class Linear(eqx.Module):
 class LayerNorm(eqx.Module):
     """Layer norm over the last axis (Ba et al., arXiv 1607.06450), with scale and bias.
 
-    Mean and variance are taken in at least float32; the result has the type of the input.
+    It is computed in at least float32; the result has the type of the input.
     """
 
     scale: Float[Array, "*stack dim"]
@@ -99,8 +99,9 @@ def _normalized(
     wide = x.astype(wide_dtype(x.dtype))
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    plain = (centred * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
-    return plain * jnp.broadcast_to(scale, x.shape) + jnp.broadcast_to(bias, x.shape)
+    plain = centred * jax.lax.rsqrt(variance + eps)
+    scale, bias = (jnp.broadcast_to(array, x.shape).astype(wide.dtype) for array in (scale, bias))
+    return (plain * scale + bias).astype(x.dtype)
 
 
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:

@@ -4,6 +4,7 @@ from ._augment import augment_colors as augment_colors, jitter_order as jitter_o
 from ._checkpoint import Checkpoints as Checkpoints
 from ._cost import (
     lower_step as lower_step,
+    model_flops as model_flops,
     step_flops as step_flops,
     step_memory as step_memory,
     StepMemory as StepMemory,

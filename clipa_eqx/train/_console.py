@@ -37,12 +37,16 @@ class LiveLine:
         self._progress.stop()
 
     def report(self, row: dict[str, Any]) -> None:
-        """Show a log row: loss, learning rate, samples/s, share of time waiting for data, time left."""
+        """Show a log row: loss, learning rate, samples/s, share of time waiting for data, use of the devices."""
         step = row["step"]
         text = (
             f"loss {row['loss']:.3f}  lr {row['learning_rate']:.2e}  "
             f"{row['samples_per_s']:.0f} samples/s  waiting {100 * row['data_wait']:.0f}%"
         )
+        if "mfu" in row:
+            text += f"  MFU {100 * row['mfu']:.0f}%"
+        if "memory_gb" in row:
+            text += f"  memory {row['memory_gb']:.1f} GB"
         if row["skipped"]:
             text += f"  skipped {row['skipped']}"
         self._progress.update(self._task, completed=step, report=text)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ..config import DataConfig, RunConfig, stage_model, StageConfig
+from ..config import DataConfig, RunConfig, stage_model, StageConfig, TextConfig, VisionConfig
 from ..models import make_clip, with_execution
 from ..sharding import batch_sharding, make_mesh
 from ._layout import state_shardings
@@ -122,3 +122,33 @@ def _abstract_batch(data: DataConfig, stage: StageConfig) -> DeviceBatch:
         "word_class": jax.ShapeDtypeStruct((rows, length), jnp.uint8),
     }
     return cast(DeviceBatch, shapes)
+
+
+def model_flops(config: RunConfig, stage: StageConfig) -> float:
+    """Operations of the matrix products of one optimiser step, as model FLOP utilisation counts them.
+
+    Twice per multiply-add, three times a forward pass, nothing for what is recomputed, for norms, activations or the
+    optimiser. Plain arithmetic on the config: no device is asked.
+
+    Args:
+        config: the run.
+        stage: the stage whose step is counted; batch over all devices.
+    """
+    vision, text = config.model.vision, config.model.text
+    patches = stage.keep_patches or (stage.image_size // vision.patch_size) ** 2
+    pixels = 3 * vision.patch_size**2
+    # The patch embedding has no gradient of its input.
+    products = _tower(vision, patches + vision.class_token) + patches * pixels * vision.width * 2 / 3
+    products += _tower(text, stage.text_length)
+    products += sum(tower.width * config.model.embed for tower in (vision, text) if tower.projection != "none")
+    if vision.pool == "attention":
+        tokens = patches + vision.class_token
+        products += 2 * (tokens + 1) * vision.width**2 + 2 * tokens * vision.width + 2 * vision.width * vision.hidden
+    logits = stage.batch_size * config.model.embed
+    return 6.0 * stage.batch_size * (products + logits)
+
+
+def _tower(tower: VisionConfig | TextConfig, tokens: int) -> int:
+    """Multiply-adds of the blocks for one example, forward."""
+    weights = 4 * tower.width**2 + 2 * tower.width * tower.hidden
+    return tower.depth * tokens * (weights + 2 * tokens * tower.width)

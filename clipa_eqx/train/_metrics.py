@@ -15,6 +15,7 @@ from ..data import Fault
 from ._console import LiveLine
 from ._records import Records
 from ._run_dir import RunDirectory
+from ._speed import speed_figures
 from ._step import StepMetrics
 
 
@@ -22,9 +23,9 @@ class StageLog:
     """The record of one stage, rewound to the checkpoint it continues from.
 
     `metrics.jsonl` gets a row per step (loss, accuracy, learning rate, gradient norm, inverse temperature) and one per
-    evaluation. The last row of each block also holds samples/s, the share of time spent waiting for data, and the
-    pictures skipped in the run. `skipped.jsonl` names each skipped picture. Rows stay on the devices until `flush`,
-    so that no step waits for the one before to be read.
+    evaluation. The last row of each block also holds samples/s, the share of time spent waiting for data, the pictures
+    skipped in the run and, where known, model FLOP utilisation and memory. `skipped.jsonl` names each skipped picture.
+    Rows stay on the devices until `flush`, so that no step waits for the one before to be read.
 
     Only the process that writes (`write`) touches files and console.
     """
@@ -41,7 +42,8 @@ class StageLog:
             write: whether this process writes.
             console: whether to show the live line.
         """
-        self._stage = stage = config.stages[place]
+        self._config, self._stage = config, config.stages[place]
+        stage = self._stage
         self._write = write
         self._steps_before = sum(earlier.steps for earlier in config.stages[:place])
         self._metrics, self._faults = Records(paths.metrics), Records(paths.skipped)
@@ -95,10 +97,12 @@ class StageLog:
             rows.append({"stage": self._stage.name, "step": step, "samples": step * self._stage.batch_size} | named)
         self._check_finite(rows)
         elapsed_s = time.perf_counter() - self._since
+        samples_per_s = len(rows) * self._stage.batch_size / elapsed_s
         rows[-1] |= {
-            "samples_per_s": len(rows) * self._stage.batch_size / elapsed_s,
+            "samples_per_s": samples_per_s,
             "data_wait": min(self._waited_s / elapsed_s, 1.0),
             "skipped": self._skipped,
+            **speed_figures(self._config, self._stage, samples_per_s),
         }
         self._emit(rows)
         self._live.report(rows[-1])

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from .._types import Key, Scalar
 from ..config import Shard, StageConfig
 from ..losses import clamp_logit_scale, contrastive_accuracy, sigmoid_contrastive, softmax_contrastive
-from ..models import CLIP, normalize_pixels, scale_pixels
+from ..models import CLIP, for_compute, normalize_pixels, scale_pixels
 from ..reduction import keep_patches, keep_tokens
 from ..sharding import DATA_AXIS, sum_over_devices, to_own
 from ._augment import augment_colors, jitter_order
@@ -104,7 +104,9 @@ def _loss_and_gradient(
 
     def local(trained: CLIP, frozen: CLIP, batch: DeviceBatch, key: Key) -> tuple[tuple[Scalar, Scalar], CLIP]:
         def mean_loss(trained: CLIP) -> tuple[Scalar, Scalar]:
-            return _mean_loss(gather_model(eqx.combine(trained, frozen), held_model), batch, stage, key=key)
+            # Cast once, ahead of the scan over blocks and of gathering, which then moves the narrower type.
+            model = for_compute(eqx.combine(trained, frozen), stage.compute_dtype)
+            return _mean_loss(gather_model(model, held_model), batch, stage, key=key)
 
         results, grads = jax.value_and_grad(mean_loss, has_aux=True)(jax.tree.map(to_own, trained, held))
         return results, jax.tree.map(sum_over_devices, grads, held, wanted)
