@@ -153,6 +153,7 @@ def open_clip(arguments: argparse.Namespace, name: str, batch: int) -> tuple[Cal
     half = arguments.dtype == "bfloat16"
 
     def run(steps: int) -> None:
+        loss: Any = None
         for _ in range(steps):
             image = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
             text = tokens.to(device, non_blocking=True)
