@@ -1,4 +1,4 @@
-"""Build clipa_eqx/data/word_class.txt.gz: which class each English word most often has.
+"""Build clipa_eqx/data/text/word_class.txt.gz: which class each English word most often has.
 
     pip install textblob
     python experiments/build_word_lexicon.py
@@ -28,7 +28,7 @@ class BuildWordLexicon:
 
     lexicon: Path | None = None
     """Brill's lexicon, one "word TAG" per line; by default the one of the installed textblob package."""
-    output: Path = Path(__file__).parents[1] / "clipa_eqx" / "data" / "word_class.txt.gz"
+    output: Path = Path(__file__).parents[1] / "clipa_eqx" / "data" / "text" / "word_class.txt.gz"
     """File to write."""
 
 

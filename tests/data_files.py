@@ -10,7 +10,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from pyarrow import ipc
 
-from clipa_eqx.data._example import write_example
+from clipa_eqx.data.formats._example import write_example
 
 
 def picture(seed=0, width=48, height=40, cell=8):

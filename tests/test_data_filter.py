@@ -8,7 +8,8 @@ import pytest
 from data_files import write_tar
 
 from clipa_eqx.config import DataConfig, FilterConfig
-from clipa_eqx.data import _filter, open_pairs
+from clipa_eqx.data import open_pairs
+from clipa_eqx.data.index import _filter
 
 
 ROWS = [

@@ -13,7 +13,7 @@ from pyarrow import ipc
 
 from clipa_eqx.config import DataConfig
 from clipa_eqx.data import eval_image, ImageError, open_pairs
-from clipa_eqx.data._reading import ChangedFileError
+from clipa_eqx.data.io._reading import ChangedFileError
 
 
 PAIRS = 6

@@ -13,7 +13,7 @@ from PIL import Image
 
 from clipa_eqx.config import AugmentConfig, DataConfig
 from clipa_eqx.data import eval_image, find_decoder, ImageError, training_image
-from clipa_eqx.data._crop import draw_crop, DRAWS
+from clipa_eqx.data.image._crop import draw_crop, DRAWS
 
 
 WHOLE = AugmentConfig(crop_area_min=1.0, crop_aspect_max=1.0)

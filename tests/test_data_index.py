@@ -8,11 +8,12 @@ import pytest
 from data_files import encode, pair_members, picture, write_tar
 
 from clipa_eqx.config import DataConfig
-from clipa_eqx.data import _index, open_pairs
-from clipa_eqx.data._index import open_shard_index
-from clipa_eqx.data._index_file import hash_text
-from clipa_eqx.data._reading import ChangedFileError
-from clipa_eqx.data._tar_format import TarFormat
+from clipa_eqx.data import open_pairs
+from clipa_eqx.data.formats._tar_format import TarFormat
+from clipa_eqx.data.index import _index
+from clipa_eqx.data.index._index import open_shard_index
+from clipa_eqx.data.index._index_file import hash_text
+from clipa_eqx.data.io._reading import ChangedFileError
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from data_files import pair_members, write_tar
 from clipa_eqx.cli._main import main
 from clipa_eqx.config import DataConfig
 from clipa_eqx.data import (
-    _shards,
     Caption,
     index_pairs,
     LiveTexts,
@@ -24,9 +23,10 @@ from clipa_eqx.data import (
     train_tokenizer,
     word_classifier,
 )
-from clipa_eqx.data._index import load_indexes
-from clipa_eqx.data._indexing import build_indexes, ShardWork
-from clipa_eqx.data._tar_format import TarFormat
+from clipa_eqx.data.formats._tar_format import TarFormat
+from clipa_eqx.data.index import _shards
+from clipa_eqx.data.index._index import load_indexes
+from clipa_eqx.data.index._indexing import build_indexes, ShardWork
 
 
 @dataclass(frozen=True)

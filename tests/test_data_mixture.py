@@ -9,7 +9,7 @@ from data_files import NumberTexts, pair_members, write_tar
 from clipa_eqx.config import DataConfig, FilterConfig, StageConfig
 from clipa_eqx.data import open_pairs, PairSource, training_batches
 from clipa_eqx.data._mixture import take_turns
-from clipa_eqx.data._order import Order
+from clipa_eqx.data.loading._order import Order
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from clipa_eqx.data._order import sample_draws, shuffled
+from clipa_eqx.data.loading._order import sample_draws, shuffled
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 17, 1000, 65537])

@@ -9,7 +9,7 @@ from data_files import encode, NumberTexts, pair_members, picture, write_tar
 
 from clipa_eqx.config import AugmentConfig, DataConfig, StageConfig
 from clipa_eqx.data import Batch, BatchIterator, open_pairs, training_batches
-from clipa_eqx.data._reading import ChangedFileError
+from clipa_eqx.data.io._reading import ChangedFileError
 
 
 COUNT = 26

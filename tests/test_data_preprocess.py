@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from clipa_eqx.data import load_tokenizer
-from clipa_eqx.data._cleaning import repair_text
-from clipa_eqx.data._image import eval_image
+from clipa_eqx.data.image._image import eval_image
+from clipa_eqx.data.text._cleaning import repair_text
 
 
 KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

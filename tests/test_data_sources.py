@@ -10,8 +10,9 @@ import pytest
 from data_files import encode, pair_members, picture, write_tar
 
 from clipa_eqx.config import DataConfig
-from clipa_eqx.data import _reading, open_pairs, PairSource
-from clipa_eqx.data._reading import ChangedFileError
+from clipa_eqx.data import open_pairs, PairSource
+from clipa_eqx.data.io import _reading
+from clipa_eqx.data.io._reading import ChangedFileError
 
 
 def open_at(path, **options):

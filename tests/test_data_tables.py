@@ -21,11 +21,13 @@ from google.protobuf.message import Message
 from pyarrow import ipc
 
 from clipa_eqx.config import DataConfig
-from clipa_eqx.data import _array_record_format, _parquet_format, _reading, open_pairs
-from clipa_eqx.data._example import _example_class, read_example, write_example
-from clipa_eqx.data._index import open_shard_index
-from clipa_eqx.data._parquet_format import ParquetFormat
-from clipa_eqx.data._reading import ChangedFileError
+from clipa_eqx.data import open_pairs
+from clipa_eqx.data.formats import _array_record_format, _parquet_format
+from clipa_eqx.data.formats._example import _example_class, read_example, write_example
+from clipa_eqx.data.formats._parquet_format import ParquetFormat
+from clipa_eqx.data.index._index import open_shard_index
+from clipa_eqx.data.io import _reading
+from clipa_eqx.data.io._reading import ChangedFileError
 
 
 WRITERS = {

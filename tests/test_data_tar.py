@@ -6,7 +6,7 @@ import tarfile
 import pytest
 from data_files import write_tar
 
-from clipa_eqx.data._tar import scan_tar, TarError
+from clipa_eqx.data.formats._tar import scan_tar, TarError
 
 
 FORMS = {"pax": tarfile.PAX_FORMAT, "gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT}

@@ -21,10 +21,10 @@ from clipa_eqx.data import (
     train_tokenizer,
     word_classifier,
 )
-from clipa_eqx.data._byte_pair import build_byte_pair
-from clipa_eqx.data._reading import ChangedFileError
-from clipa_eqx.data._texts import KeptTexts
-from clipa_eqx.data._tokenizer import Tokenizer
+from clipa_eqx.data.io._reading import ChangedFileError
+from clipa_eqx.data.text._byte_pair import build_byte_pair
+from clipa_eqx.data.text._texts import KeptTexts
+from clipa_eqx.data.text._tokenizer import Tokenizer
 from clipa_eqx.reduction import syntax_text
 
 

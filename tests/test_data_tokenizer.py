@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import message, PIECES, spiece
 
-from clipa_eqx.data._tokenizer import load_tokenizer, Tokenizer, train_tokenizer
+from clipa_eqx.data.text._tokenizer import load_tokenizer, Tokenizer, train_tokenizer
 
 
 VOCAB_LINE = "[PAD] [UNK] [CLS] [SEP] [MASK] a dog cafe run ##ning ##s , ! ' 中 skate ##board"
@@ -290,7 +290,7 @@ def test_length_below_one_is_refused(vocab_txt):
 
 
 TRAIN = """
-from clipa_eqx.data._tokenizer import train_tokenizer
+from clipa_eqx.data.text._tokenizer import train_tokenizer
 captions = [f"the {a}{b} sat on {c} mats" for a in "bcfhprstvw" for b in ("at", "ug", "éd") for c in "12345"]
 print(*train_tokenizer(captions, vocab_size=90).tokens())
 """

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from clipa_eqx.data import word_class, word_classes, word_classifier
-from clipa_eqx.data._byte_pair import build_byte_pair
-from clipa_eqx.data._classes import ADJECTIVE, NOUN, OTHER, VERB
-from clipa_eqx.data._tokenizer import load_tokenizer, Tokenizer
+from clipa_eqx.data.text._byte_pair import build_byte_pair
+from clipa_eqx.data.text._classes import ADJECTIVE, NOUN, OTHER, VERB
+from clipa_eqx.data.text._tokenizer import load_tokenizer, Tokenizer
 
 
 def test_builder_reduces_a_lexicon(tmp_path):

@@ -20,9 +20,10 @@ from data_files import (
 from remote_servers import serve
 
 from clipa_eqx.config import DataConfig, FilterConfig, RemoteConfig, StageConfig
-from clipa_eqx.data import _remote, index_pairs, open_pairs, training_batches
-from clipa_eqx.data._range_cache import range_cache, RangeCache
-from clipa_eqx.data._remote import RemoteError
+from clipa_eqx.data import index_pairs, open_pairs, training_batches
+from clipa_eqx.data.io import _remote
+from clipa_eqx.data.io._range_cache import range_cache, RangeCache
+from clipa_eqx.data.io._remote import RemoteError
 
 
 boto3 = pytest.importorskip("boto3")

@@ -100,7 +100,7 @@ def test_a_finished_run_started_again_changes_nothing(config, cache, uninterrupt
 def test_a_run_goes_on_with_the_decoder_it_began_with(tmp_path, monkeypatch):
     paths, run = RunDirectory(tmp_path / "run"), tiny_run(tmp_path)
     assert run.data.decoder == "auto"
-    paths.claim(paths.settle(run), write=True)
+    paths.claim(paths.settle(run))
     assert load_run_config(paths.config).data.decoder == "fast"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert RunDirectory(tmp_path / "other").settle(run).data.decoder == "pillow"
@@ -108,4 +108,4 @@ def test_a_run_goes_on_with_the_decoder_it_began_with(tmp_path, monkeypatch):
         paths.settle(run)
     pillow = dataclasses.replace(run, data=dataclasses.replace(run.data, decoder="pillow"))
     with pytest.raises(ValueError, match=r"data.decoder: 'fast' there, 'pillow' here"):
-        paths.claim(paths.settle(pillow), write=True)
+        paths.check(paths.settle(pillow))

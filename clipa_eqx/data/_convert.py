@@ -13,12 +13,12 @@ from typing import Any, Literal
 from .._checks import check_at_least, check_choice
 from ..config import DataConfig
 from ._convert_files import WRITERS, WrittenPair
-from ._format import ScannedPair, ShardFormat
 from ._layouts import find_layout_shards
 from ._pair import PairSource
-from ._reading import stamp_file
-from ._remote import RemoteFile
 from ._sources import open_pairs
+from .formats._format import ScannedPair, ShardFormat
+from .io._reading import stamp_file
+from .io._remote import RemoteFile
 
 
 ConvertTo = Literal["tar", "array-record"]

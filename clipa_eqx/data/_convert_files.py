@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ._example import write_example
-from ._fields import CAPTION_FIELDS, IMAGE_FIELDS
+from .formats._example import write_example
+from .formats._fields import CAPTION_FIELDS, IMAGE_FIELDS
 from .world._shards import write_shard
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ._captions import CAPTIONS, read_texts, TextError, usable_captions
-from ._fields import FieldError, PairFields
-from ._img2dataset import is_stats, read_stats
 from ._pair import Pair
-from ._pairing import IMAGE_EXTENSIONS, pair_by_name
-from ._shards import check_index, describe_counts
+from .formats._captions import CAPTIONS, read_texts, TextError, usable_captions
+from .formats._fields import FieldError, PairFields
+from .formats._img2dataset import is_stats, read_stats
+from .formats._pairing import IMAGE_EXTENSIONS, pair_by_name
+from .index._shards import check_index, describe_counts
 
 
 class FilePairs:

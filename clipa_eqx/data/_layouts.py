@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import DataConfig
-from ._array_record_format import ArrayRecordFormat
-from ._arrow_format import ArrowFormat
-from ._fields import PairFields
-from ._format import ShardFormat
-from ._parquet_format import ParquetFormat
-from ._remote import is_url, RemoteFile
-from ._shards import find_remote_shards, find_shards
-from ._tar_format import TarFormat
-from ._tfrecord_format import TFRecordFormat
+from .formats._array_record_format import ArrayRecordFormat
+from .formats._arrow_format import ArrowFormat
+from .formats._fields import PairFields
+from .formats._format import ShardFormat
+from .formats._parquet_format import ParquetFormat
+from .formats._tar_format import TarFormat
+from .formats._tfrecord_format import TFRecordFormat
+from .index._shards import find_remote_shards, find_shards
+from .io._remote import is_url, RemoteFile
 
 
 class _Layout(NamedTuple):

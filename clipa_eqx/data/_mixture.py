@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt16
 
 from ._pair import Pair, PairSource
-from ._shards import check_index
+from .index._shards import check_index
 
 
 _ROUND = 1 << 16

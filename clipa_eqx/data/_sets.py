@@ -8,10 +8,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64
 
-from ._captions import LABELS
 from ._files import is_image, list_files
-from ._shards import check_index, find_shards, ShardPairs
-from ._tar_format import TarFormat
+from .formats._captions import LABELS
+from .formats._tar_format import TarFormat
+from .index._shards import check_index, find_shards, ShardPairs
 
 
 CLASS_SLOT = "{c}"

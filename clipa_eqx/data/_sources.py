@@ -5,17 +5,17 @@ from pathlib import Path
 
 from .._checks import check_between
 from ..config import DataConfig, FilterConfig
-from ._classifier import word_classifier
 from ._files import open_csv, open_folder
-from ._filter import FilteredPairs
-from ._index import load_indexes
-from ._indexing import build_indexes, ShardWork
 from ._layouts import find_layout, find_layout_shards, pair_fields
 from ._mixture import MixedPairs
 from ._pair import PairSource
-from ._shards import ShardPairs
-from ._text_cache import TextRules
-from ._tokenizer import Tokenizer
+from .index._filter import FilteredPairs
+from .index._index import load_indexes
+from .index._indexing import build_indexes, ShardWork
+from .index._shards import ShardPairs
+from .text._classifier import word_classifier
+from .text._text_cache import TextRules
+from .text._tokenizer import Tokenizer
 
 
 def open_pairs(config: DataConfig) -> PairSource:

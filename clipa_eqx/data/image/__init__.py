@@ -1,0 +1,1 @@
+"""Image files to square uint8 pixels."""

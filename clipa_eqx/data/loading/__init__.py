@@ -1,0 +1,1 @@
+"""Pairs in their order, to batches that are read ahead."""
