@@ -102,6 +102,7 @@ class Train:
             classification=self.classification,
             retrieval=self.retrieval,
             every_steps=self.evaluate_every_steps,
+            word_class=self.data.word_class,
         )
         config = dataclasses.replace(config, evaluation=evaluation, checkpoint=self.checkpoint)
         return override(config, self.set)

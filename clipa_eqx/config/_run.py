@@ -109,6 +109,8 @@ class EvalConfig:
     """Kernel of the antialiased resize."""
     text_reduction: Literal["truncate", "syntax"] = "truncate"
     """How a prompt longer than the model's context is cut (CLIPA's 8-token models: syntax)."""
+    word_class: WordClassBy = "word"
+    """How the words of a prompt get their classes for syntax; as data.word_class in training."""
     canonicalize: bool = False
     """Lower-case prompts and strip punctuation before tokenising (CLIPA-JAX: yes; open_clip, CLIPA-torch: no)."""
     ema: bool = False
@@ -119,6 +121,7 @@ class EvalConfig:
         check_at_least("batch_size", self.batch_size, 1)
         check_choice("resize", self.resize, EvalResize)
         check_choice("text_reduction", self.text_reduction, Literal["truncate", "syntax"])
+        check_choice("word_class", self.word_class, WordClassBy)
         check_choice("interpolation", self.interpolation, Interpolation)
 
 

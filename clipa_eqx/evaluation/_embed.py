@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from .._checks import check_at_least
 from .._types import Pixels, TokenIds
 from ..config import CLIPConfig, DataConfig
-from ..data import eval_image, ImageError, Tokenizer, word_classes
+from ..data import Caption, eval_image, ImageError, LiveTexts, Tokenizer, word_classifier
 from ..models import normalize_pixels, scale_pixels
 from ..reduction import syntax_text, truncate_text
 from ..sharding import make_mesh, replicate, rows_of_all, texts_of_all, to_global
@@ -139,14 +139,15 @@ def embed_texts(
     mesh = make_mesh(jax.local_devices())
     model = replicate(model, mesh)
     syntax = protocol.text_reduction == "syntax"
-    table = word_classes(tokenizer) if syntax else np.zeros(tokenizer.vocab_size, np.uint8)
+    # Where nothing goes by classes, the cheapest ones serve.
+    reader = LiveTexts(tokenizer, word_classifier(tokenizer, protocol.word_class if syntax else "piece"))
     length = max(_READ_TOKENS, protocol.context_length)
     cut = _Cut(protocol.context_length, syntax, tokenizer.pad_id, tokenizer.end_id)
 
     def embed(rows: Sequence[str], size: int) -> Float[Array, "rows embed"]:
         rows = [canonicalize(text) for text in rows] if protocol.canonicalize else rows
-        tokens = tokenizer.encode_batch(rows, length)
-        priority = table[tokens].astype(np.int32)
+        tokens, word_class = reader.read([Caption(0, 0, text) for text in rows], length)
+        priority = word_class.astype(np.int32)
         return _embed_tokens(model, _on_devices(tokens, size, mesh), _on_devices(priority, size, mesh), cut)
 
     share = [texts[index] for index in _share(range(len(texts)))]

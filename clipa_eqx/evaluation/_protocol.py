@@ -12,7 +12,7 @@ import jax
 from jaxtyping import PyTree
 
 from .._checks import check_at_least
-from ..config import CLIPConfig, EvalConfig, EvalResize, Interpolation
+from ..config import CLIPConfig, EvalConfig, EvalResize, Interpolation, WordClassBy
 
 
 CLASS_SLOT = "{c}"
@@ -41,6 +41,8 @@ class Protocol:
     """Tokens of a text that the model sees."""
     text_reduction: Literal["truncate", "syntax"]
     """How a longer text is cut."""
+    word_class: WordClassBy
+    """How its words get their classes, which `syntax` goes by."""
     canonicalize: bool
     """Whether texts are lower-cased and stripped of punctuation before tokenising."""
     precision: str
@@ -91,6 +93,7 @@ def make_protocol(config: EvalConfig, model: PyTree) -> Protocol:
         pixel_std=sizes.vision.pixel_std,
         context_length=sizes.text.context_length,
         text_reduction=config.text_reduction,
+        word_class=config.word_class,
         canonicalize=config.canonicalize,
         precision=", ".join([*dtypes, *([f"products {products}"] if products else [])]),
     )
