@@ -4,6 +4,7 @@ import contextlib
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any, cast, NamedTuple, Protocol, runtime_checkable
 
@@ -143,11 +144,13 @@ class _ReadAhead:
         ahead = max(1, reader.data.prefetch * parts.per_batch - 1)
         options = grain.ReadOptions(num_threads=self._workers.count, prefetch_buffer_size=ahead)
         dataset = grain.MapDataset.source(parts)[start_step * parts.per_batch :].to_iter_dataset(options)
-        self._read: Iterator[_Read] | None = iter(dataset)
+        self._read: Iterator[_Read] = iter(dataset)
         self._wanted: queue.SimpleQueue[Iterator[_Read] | None] = queue.SimpleQueue()
         self._found: queue.SimpleQueue[_Read | BaseException] = queue.SimpleQueue()
         # A daemon, since waiting for Grain cannot be given up.
         threading.Thread(target=_take, args=(self._wanted, self._found), daemon=True).start()
+        # Also when nobody refers to this any more, and before Python ends.
+        self._stop = weakref.finalize(self, _stop_reading, self._workers, self._wanted, self._read)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -156,17 +159,9 @@ class _ReadAhead:
         reads = [self._next_part() for _ in range(self._parts_per_batch)]
         return Batch(*reads[0].into, tuple(fault for read in reads for fault in read.faults))
 
-    def __del__(self) -> None:
-        self.close()
-
     def close(self) -> None:
         """Stop the readers."""
-        # Absent when starting them failed.
-        read, self._read = getattr(self, "_read", None), None
-        if read is not None:
-            self._workers.close()
-            self._wanted.put(None)
-            cast(Any, read).close()
+        self._stop()
 
     def _next_part(self) -> _Read:
         """Wait for the next part, as long as any reader gets on.
@@ -174,7 +169,7 @@ class _ReadAhead:
         Raises:
             ReaderError: none does.
         """
-        if self._read is None:
+        if not self._stop.alive:
             raise ValueError("These batches were closed.")
         self._wanted.put(self._read)
         places, since = self._workers.places(), time.monotonic()
@@ -195,6 +190,12 @@ class _ReadAhead:
         if isinstance(found, BaseException):
             raise found
         return found
+
+
+def _stop_reading(workers: Workers, wanted: "queue.SimpleQueue[Iterator[_Read] | None]", read: Iterator[_Read]) -> None:
+    workers.close()
+    wanted.put(None)
+    cast(Any, read).close()
 
 
 def _take(

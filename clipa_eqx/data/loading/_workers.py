@@ -5,6 +5,7 @@ import multiprocessing
 import queue
 import signal
 import threading
+import time
 from concurrent.futures import Future, InvalidStateError
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +16,7 @@ from ._batch import Arrays, BatchReader, Fault, Part
 
 
 _CLOSE_S = 2.0
-"""How long closing waits for a process to end."""
+"""How long closing waits for workers to end."""
 
 _Faults = tuple[Fault, ...]
 
@@ -35,7 +36,13 @@ class _Worker(Protocol):
 
     def read(self, part: Part, into: Arrays) -> _Faults: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Begin to stop."""
+        ...
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end."""
+        ...
 
 
 class Workers:
@@ -85,10 +92,17 @@ class Workers:
         return "\n".join(lines)
 
     def close(self) -> None:
-        """Stop all workers; what they are reading is given up."""
+        """Stop all workers; what they are reading is given up.
+
+        Waits until they have noticed. A thread that still decodes while Python ends is torn out of foreign code, which
+        can abort the process.
+        """
         self._closed.set()
         for worker in self._workers:
             worker.close()
+        deadline = time.monotonic() + _CLOSE_S
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
 
 
 class _OwnWorker:
@@ -103,7 +117,8 @@ class _OwnWorker:
         self._jobs: queue.SimpleQueue[tuple[Part, Arrays, Future[_Faults]] | None] = queue.SimpleQueue()
         self._done: Future[_Faults] = Future()
         self.row = 0
-        threading.Thread(target=self._serve, daemon=True).start()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
 
     def read(self, part: Part, into: Arrays) -> _Faults:
         done = self._done = Future()
@@ -117,6 +132,11 @@ class _OwnWorker:
         self._jobs.put(None)
         with contextlib.suppress(InvalidStateError):
             self._done.set_exception(ReaderError("These batches were closed."))
+
+    def join(self, timeout_s: float) -> None:
+        # Garbage may be collected in this very thread.
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout_s)
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -183,7 +203,9 @@ class _ChildWorker:
     def close(self) -> None:
         # Its end wakes the thread that waits for its answer.
         self._process.kill()
-        self._process.join(_CLOSE_S)
+
+    def join(self, timeout_s: float) -> None:
+        self._process.join(timeout_s)
 
 
 def _view(memory: Any, reader: BatchReader, rows: int) -> Arrays:
