@@ -24,7 +24,7 @@ class FileStamp(NamedTuple):
     """Its name tells what it holds, so a copy that another process puts in its place is as good."""
 
 
-class ChangedFileError(RuntimeError):
+class ChangedFileError(ValueError):
     """A file is not what it was when its index was read."""
 
 

@@ -21,7 +21,7 @@ _CLOSE_S = 2.0
 _Faults = tuple[Fault, ...]
 
 
-class ReaderError(RuntimeError):
+class ReaderError(OSError):
     """A reader died or stands still; its message says at which pair."""
 
 
