@@ -117,6 +117,7 @@ def assert_same_embeddings(ours, live, config):
         ("clip", {"hidden_act": "gelu", "image_size": 32, "layer_norm_eps": 1e-6}, {"hidden_act": "gelu"}),
         ("clip", {"hidden_size": 64, "num_attention_heads": 4, "patch_size": 4}, {"eos_token_id": 2}),
         ("siglip", {}, {}),
+        ("siglip", {"image_size": 29}, {}),
         ("siglip", {"hidden_size": 48, "num_attention_heads": 3, "image_size": 40}, {"max_position_embeddings": 16}),
     ],
 )

@@ -279,3 +279,15 @@ def test_wrong_sizes_are_named():
         stored.encode_image(jnp.ones((16, 24, 3)))
     with pytest.raises(ValueError, match="context_length=7; .*`transfer`"):
         stored.encode_text(jnp.arange(8))
+
+
+def test_an_edge_that_fills_no_patch_is_left_out_where_the_config_says_so(getkey):
+    model = filled(clip_config(vision_image_size=29, vision_position="learned", vision_crop_edge=True))
+    pixels = jax.random.normal(getkey(), (29, 29, 3))
+    # The same noise in arrays of the same shapes.
+    plain = filled(clip_config(vision_position="learned"))
+    np.testing.assert_array_equal(model.encode_image(pixels), plain.encode_image(pixels[:24, :24]))
+    with pytest.raises(ValueError, match="does not split into patches"):
+        plain.encode_image(pixels)
+    with pytest.raises(ValueError, match="not a multiple of patch_size=8"):
+        clip_config(vision_image_size=29)

@@ -46,7 +46,7 @@ def _layout_faults(config: RunConfig, num_devices: int) -> list[str]:
 def _stage_faults(config: RunConfig, stage: StageConfig, num_devices: int) -> list[str]:
     faults: list[str] = []
     patch = config.model.vision.patch_size
-    if stage.image_size % patch:
+    if stage.image_size % patch and not config.model.vision.crop_edge:
         faults.append(
             f"image_size={stage.image_size} is not a multiple of the model's patch_size={patch}; "
             f"nearest sizes that are: {nearest_multiples(stage.image_size, patch)}."

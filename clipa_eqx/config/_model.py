@@ -32,7 +32,10 @@ class VisionConfig:
     image_size: int = 224
     """Side of the square image in pixels for which a stored position table is made."""
     patch_size: int = 16
-    """Side of a patch in pixels; divides `image_size`."""
+    """Side of a patch in pixels; divides `image_size`, or see `crop_edge`."""
+    crop_edge: bool = False
+    """Leave out the pixels at the right and the bottom that fill no patch, as a strided convolution does (SigLIP
+    so400m/14 at 384 px); otherwise an image that leaves any is an error."""
     width: int = 768
     """Features per token; divisible by `heads`, and by 4 with a sine-cosine table."""
     depth: int = 12
@@ -76,7 +79,7 @@ class VisionConfig:
         check_at_least("image_size", self.image_size, self.patch_size)
         check_choice("position", self.position, VisionPosition)
         check_choice("pool", self.pool, ImagePool)
-        if self.image_size % self.patch_size:
+        if self.image_size % self.patch_size and not self.crop_edge:
             raise ValueError(
                 f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}; "
                 f"nearest sizes that are: {nearest_multiples(self.image_size, self.patch_size)}."

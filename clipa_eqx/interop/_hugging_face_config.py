@@ -215,7 +215,8 @@ def _tower_fields(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def _image_fields(section: dict[str, Any]) -> dict[str, Any]:
-    return {"image_size": section["image_size"], "patch_size": section["patch_size"]}
+    size, patch = section["image_size"], section["patch_size"]
+    return {"image_size": size, "patch_size": patch, "crop_edge": size > patch > 0 and size % patch > 0}
 
 
 def _token_fields(section: dict[str, Any]) -> dict[str, Any]:

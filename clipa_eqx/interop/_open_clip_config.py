@@ -156,9 +156,11 @@ def _read_vision(values: Any, quick: bool, arrays: Arrays) -> VisionConfig:
     if position not in stored:
         raise ValueError(f"Not supported: an open_clip model with vision_cfg pos_embed_type={position!r}.")
     input_norm = fields.take("ln_pre", True, bool) and not fields.take("no_ln_pre", False, bool)
+    patch = fields.take("patch_size", 16, int)
     config = VisionConfig(
         image_size=size,
-        patch_size=fields.take("patch_size", 16, int),
+        patch_size=patch,
+        crop_edge=size > patch > 0 and size % patch > 0,
         width=width,
         depth=fields.take("layers", 12, int),
         heads=width // fields.take("head_width", 64, int),
@@ -197,6 +199,7 @@ def _read_timm(values: Mapping[str, Any], size: int, arrays: Arrays) -> VisionCo
     return VisionConfig(
         image_size=size,
         patch_size=int(match[2]),
+        crop_edge=size > int(match[2]) and size % int(match[2]) > 0,
         width=width,
         depth=sum(bool(re.fullmatch(r"visual\.trunk\.blocks\.\d+\.mlp\.fc1\.weight", name)) for name in arrays),
         heads=_TIMM_HEADS[match[1]],

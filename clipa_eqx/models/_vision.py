@@ -71,6 +71,8 @@ class VisionTower(eqx.Module):
 
     def _patches(self, pixels: Pixels) -> Float[Array, "patches pixels"]:
         side = self.config.patch_size
+        if self.config.crop_edge:
+            pixels = pixels[: pixels.shape[0] // side * side, : pixels.shape[1] // side * side]
         if pixels.shape[0] % side or pixels.shape[1] % side:
             raise ValueError(
                 f"An image of {pixels.shape[0]} x {pixels.shape[1]} px does not split into patches of {side} px; "
