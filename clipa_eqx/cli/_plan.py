@@ -148,7 +148,9 @@ def _print(rows: list[dict[str, Any]], device: "Device", plan: Plan) -> None:
         )
     console = Console(width=max(Console().width, 160))
     console.print(table)
-    how = "as measured" if plan.samples_per_s else f"at {plan.mfu:.0%} of the peak of float32 ({device.source})"
+    how = (
+        "as measured" if plan.samples_per_s else f"at {plan.mfu:.0%} of the peak of the stage's type ({device.source})"
+    )
     console.print(
         f"{plan.devices} x {device.name}, {device.memory_bytes / _GIB:.0f} GiB each, of which nine tenths are counted "
         f"on; hours {how}."

@@ -65,8 +65,7 @@ def plan_stage(
     fit = find_fit(config, stage, num_devices=mesh.size, memory_bytes=usable, measure=measure)
     flops = step_flops(config, stage) * stage.steps
     samples = stage.steps * stage.batch_size
-    # Weights and activations are float32 in every recipe.
-    by_peak = flops / (mesh.size * device.peak_flops("float32") * mfu)
+    by_peak = flops / (mesh.size * device.peak_flops(stage.compute_dtype) * mfu)
     shapes = eqx.filter_eval_shape(make_clip, stage_model(config, stage), key=jax.random.key(0))
     return StagePlan(
         stage=stage.name,

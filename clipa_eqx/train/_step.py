@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec as P
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key as JaxKey, UInt8
 
 from .._types import Key, Scalar
 from ..config import Shard, StageConfig
@@ -103,10 +103,12 @@ def _loss_and_gradient(
     held_model = eqx.combine(held, held_frozen)
 
     def local(trained: CLIP, frozen: CLIP, batch: DeviceBatch, key: Key) -> tuple[tuple[Scalar, Scalar], CLIP]:
+        def usable(model: CLIP) -> CLIP:
+            # Cast ahead of gathering, which then moves the narrower type.
+            return gather_model(for_compute(model, stage.compute_dtype), held_model)
+
         def mean_loss(trained: CLIP) -> tuple[Scalar, Scalar]:
-            # Cast once, ahead of the scan over blocks and of gathering, which then moves the narrower type.
-            model = for_compute(eqx.combine(trained, frozen), stage.compute_dtype)
-            return _mean_loss(gather_model(model, held_model), batch, stage, key=key)
+            return _mean_loss(eqx.combine(trained, frozen), usable, batch, stage, key=key)
 
         results, grads = jax.value_and_grad(mean_loss, has_aux=True)(jax.tree.map(to_own, trained, held))
         return results, jax.tree.map(sum_over_devices, grads, held, wanted)
@@ -115,19 +117,29 @@ def _loss_and_gradient(
     return mapped(trained, frozen, batch, key)
 
 
-def _mean_loss(model: CLIP, batch: DeviceBatch, stage: StageConfig, *, key: Key) -> tuple[Scalar, Scalar]:
-    """Loss and accuracy of the whole batch; runs inside the mapped step, where `batch` is this device's rows."""
+def _mean_loss(
+    model: CLIP, usable: Callable[[CLIP], CLIP], batch: DeviceBatch, stage: StageConfig, *, key: Key
+) -> tuple[Scalar, Scalar]:
+    """Loss and accuracy of the whole batch; runs inside the mapped step, where `batch` is this device's rows.
+
+    `usable` makes whole arrays of the compute type out of `model`. It is called once for each micro-batch, so that
+    their gradients add up in the type and the layout of the weights.
+    """
     rows = batch["tokens"].shape[0]
     order_key, rows_key = jax.random.split(key)
     # Keys belong to rows of the whole batch: masks do not depend on how many devices share it.
     first_row = jax.lax.axis_index(DATA_AXIS) * rows
     keys = jax.vmap(functools.partial(jax.random.fold_in, rows_key))(first_row + jnp.arange(rows))
-    embed = functools.partial(_embed_pair, model, stage, order=jitter_order(order_key))
-    image_embed, text_embed = _in_micro_batches(
-        jax.vmap(lambda row, key: embed(row["pixels"], row["tokens"], row["word_class"], key=key)),
-        (batch, keys),
-        stage.batch_size // stage.micro_batch if stage.micro_batch else 1,
-    )
+    order = jitter_order(order_key)
+
+    def embed(
+        batch: DeviceBatch, keys: JaxKey[Array, " rows"]
+    ) -> tuple[Float[Array, "rows embed"], Float[Array, "rows embed"]]:
+        one = functools.partial(_embed_pair, usable(model), stage, order=order)
+        return jax.vmap(lambda row, key: one(row["pixels"], row["tokens"], row["word_class"], key=key))(batch, keys)
+
+    count = stage.batch_size // stage.micro_batch if stage.micro_batch else 1
+    image_embed, text_embed = _in_micro_batches(embed, (batch, keys), count)
     form: dict[str, Any] = {"axis_name": DATA_AXIS, "tile": stage.loss_tile or None, "ring": stage.loss_ring}
     if stage.loss == "sigmoid":
         if model.logit_bias is None:
