@@ -61,7 +61,7 @@ ASSIGNED = [
 def make_captions(count):
     """Captions of words in many scripts, HTML entities, broken Unicode, odd blanks and random characters."""
     rng = random.Random(0)
-    lexicon = gzip.decompress((importlib.resources.files("clipa_eqx.data") / "word_class.txt.gz").read_bytes())
+    lexicon = gzip.decompress((importlib.resources.files("clipa_eqx.data.text") / "word_class.txt.gz").read_bytes())
     english = lexicon.decode().split()
 
     def word():
