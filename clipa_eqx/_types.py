@@ -35,5 +35,8 @@ TokenIds = Int[Array, " length"]
 Key = PRNGKeyArray
 """A typed key from `jax.random.key`."""
 
+Position = int | Int[Array, ""]
+"""Which token of a sequence."""
+
 Scalar = Float[Array, ""]
 """A floating-point scalar array."""

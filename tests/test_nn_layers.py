@@ -1,6 +1,7 @@
 """Norms, activations, attention and position tables against values worked out in NumPy."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,17 @@ import pytest
 from clipa_eqx.nn import (
     activate,
     attend,
+    Block,
+    BlockInit,
     LayerNorm,
     Linear,
-    pool_image,
-    pool_text,
+    mean_of_image,
+    mean_of_text,
+    read_position,
     sincos_1d,
     sincos_2d,
     sincos_2d_mae,
+    Stack,
     xavier_uniform,
 )
 
@@ -100,9 +105,9 @@ def test_sincos_1d_by_hand():
 
 def test_image_pools():
     x = jnp.arange(12.0).reshape(4, 3)
-    got = {pool: pool_image(x, pool, class_token=True).tolist() for pool in ("first", "mean", "norm_mean", "mean_all")}
-    assert got == {"first": [0, 1, 2], "mean": [6, 7, 8], "norm_mean": [6, 7, 8], "mean_all": [4.5, 5.5, 6.5]}
-    assert pool_image(x, "mean", class_token=False).tolist() == [4.5, 5.5, 6.5]
+    got = {pool: mean_of_image(x, pool, class_token=True).tolist() for pool in ("mean", "norm_mean", "mean_all")}
+    assert got == {"mean": [6, 7, 8], "norm_mean": [6, 7, 8], "mean_all": [4.5, 5.5, 6.5]}
+    assert mean_of_image(x, "mean", class_token=False).tolist() == [4.5, 5.5, 6.5]
 
 
 @pytest.mark.parametrize(
@@ -116,8 +121,30 @@ def test_image_pools():
     ],
 )
 def test_text_pools(tokens, slots):
-    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-    for pool, read in zip(("last", "end", "last_real", "mean_real"), slots, strict=True):
-        expected = x[read].mean(0) if read else np.zeros(3)
-        got = pool_text(jnp.asarray(x), jnp.asarray(tokens), pool, pad_id=0, end_id=9)
-        np.testing.assert_allclose(got, expected, atol=1e-6, err_msg=pool)
+    x, tokens = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32), jnp.asarray(tokens)
+    *single, several = slots
+    assert [[int(read_position(tokens, pool, pad_id=0, end_id=9))] for pool in ("last", "end", "last_real")] == single
+    assert read_position(tokens, "mean_real", pad_id=0, end_id=9) is None
+    expected = x[several].mean(0) if several else np.zeros(3)
+    np.testing.assert_allclose(mean_of_text(jnp.asarray(x), tokens, 0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@pytest.mark.parametrize(("depth", "remat", "masked"), [(3, "none", True), (3, "dots", False), (1, "none", False)])
+def test_one_token_is_that_row_of_all(layers, depth, remat, masked):
+    normal = jax.nn.initializers.normal(0.2)
+    init = BlockInit(normal, normal, normal, normal)
+    shape = {"activation": "gelu_tanh", "norm_eps": 1e-6, "layer_scale": 0.7}
+    blocks = Block(8, 2, 16, init, stack=(depth,), key=jax.random.key(0), **shape)
+    stack = Stack(blocks, drop_path=0.5, layers=layers, remat=remat)
+    x, cotangent = jax.random.normal(jax.random.key(1), (2, 5, 8))
+    mask = jnp.tri(5, dtype=bool) if masked else None
+    key = jax.random.key(3)
+
+    def read(stack, x, *, one):
+        y = stack.one(x, 2, mask, key=key) if one else stack(x, mask, key=key)[2]
+        return jnp.sum(y * cotangent[0]), y
+
+    got, expected = (jax.jit(jax.grad(partial(read, one=one), (0, 1), has_aux=True))(stack, x) for one in (True, False))
+    assert jnp.any(expected[1])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected)

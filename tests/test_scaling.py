@@ -37,6 +37,7 @@ def test_traffic_is_one_pass_over_gradients_or_three_over_weights(shard):
         assert texts <= found["all-gather"] < 1.1 * texts
         assert texts <= found["reduce-scatter"] < 1.1 * texts
     else:
-        assert 0.9 * 2 * arrays < found["all-gather"] < 1.01 * 2 * arrays + texts
+        # Forward and backward; of a tower that reads one token, the last block is gathered once.
+        assert arrays < found["all-gather"] < 1.01 * 2 * arrays + texts
         assert 0.9 * arrays < found["reduce-scatter"] < 1.01 * arrays + texts
         assert found["all-reduce"] < 0.02 * arrays

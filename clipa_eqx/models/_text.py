@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from .._types import Key, TokenIds
 from ..config import TextConfig
-from ..nn import Block, BlockInit, LayerNorm, Linear, pool_text, sincos_1d, Stack
+from ..nn import Block, BlockInit, LayerNorm, Linear, mean_of_text, read_position, sincos_1d, Stack
 
 
 class TextTower(eqx.Module):
@@ -35,8 +35,7 @@ class TextTower(eqx.Module):
             ValueError: the text is longer than the learned position table.
         """
         x = jnp.take(self.embedding, tokens, axis=0) + self._positions(tokens.size)
-        x = self.norm(self.stack(x, self._mask(tokens), key=key))
-        x = pool_text(x, tokens, self.config.pool, pad_id=self.config.pad_id, end_id=self.config.end_id)
+        x = self._pooled(x, tokens, key)
         return x if self.projection is None else self.projection(x)
 
     def _positions(self, length: int) -> Float[Array, "length dim"]:
@@ -48,6 +47,13 @@ class TextTower(eqx.Module):
                 "shorten it, or move the model with `transfer`."
             )
         return self.position[:length]
+
+    def _pooled(self, x: Float[Array, "length dim"], tokens: TokenIds, key: Key | None) -> Float[Array, " dim"]:
+        mask, config = self._mask(tokens), self.config
+        at = read_position(tokens, config.pool, pad_id=config.pad_id, end_id=config.end_id)
+        if at is not None:
+            return self.norm(self.stack.one(x, at, mask, key=key))
+        return mean_of_text(self.norm(self.stack(x, mask, key=key)), tokens, config.pad_id)
 
     def _mask(self, tokens: TokenIds) -> Bool[Array, "length length"] | None:
         mask = None

@@ -15,7 +15,7 @@ from ..nn import (
     BlockInit,
     LayerNorm,
     Linear,
-    pool_image,
+    mean_of_image,
     sincos_2d,
     sincos_2d_mae,
     Stack,
@@ -66,7 +66,7 @@ class VisionTower(eqx.Module):
             x = jnp.concatenate([self.class_token[None], x])
         if self.input_norm is not None:
             x = self.input_norm(x)
-        x = self._pooled(self.stack(x, key=key))
+        x = self._pooled(x, key)
         return x if self.projection is None else self.projection(x)
 
     def _patches(self, pixels: Pixels) -> Float[Array, "patches pixels"]:
@@ -93,13 +93,16 @@ class VisionTower(eqx.Module):
             )
         return jax.lax.stop_gradient(self.position) if self.config.position == "frozen" else self.position
 
-    def _pooled(self, x: Float[Array, "tokens dim"]) -> Float[Array, " dim"]:
+    def _pooled(self, x: Float[Array, "tokens dim"], key: Key | None) -> Float[Array, " dim"]:
+        if self.config.pool == "first":
+            return self.norm(self.stack.one(x, 0, key=key))
+        x = self.stack(x, key=key)
         if self.attention_pool is not None:
             return self.attention_pool(self.norm(x))
         class_token = self.class_token is not None
         if self.config.pool == "norm_mean":
-            return pool_image(self.norm(x), self.config.pool, class_token=class_token)
-        return self.norm(pool_image(x, self.config.pool, class_token=class_token))
+            return mean_of_image(self.norm(x), self.config.pool, class_token=class_token)
+        return self.norm(mean_of_image(x, self.config.pool, class_token=class_token))
 
 
 def computed_positions(config: VisionConfig, grid: tuple[int, int]) -> Float[np.ndarray, "patches dim"]:

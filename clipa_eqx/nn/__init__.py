@@ -8,6 +8,11 @@ from ._layers import (
     wide_dtype as wide_dtype,
     xavier_uniform as xavier_uniform,
 )
-from ._pool import AttentionPool as AttentionPool, pool_image as pool_image, pool_text as pool_text
+from ._pool import (
+    AttentionPool as AttentionPool,
+    mean_of_image as mean_of_image,
+    mean_of_text as mean_of_text,
+    read_position as read_position,
+)
 from ._position import sincos_1d as sincos_1d, sincos_2d as sincos_2d, sincos_2d_mae as sincos_2d_mae
 from ._stack import Split as Split, Stack as Stack

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._types import Key
+from .._types import Key, Position
 from ._layers import Initializer, Linear, wide_dtype
 
 
@@ -71,6 +71,28 @@ class Attention(eqx.Module):
         qkv = with_still_bias(self.qkv, slice(dim, 2 * dim))(x)
         query, key, value = jnp.split(qkv.reshape(tokens, 3 * self.heads, dim // self.heads), 3, axis=1)
         return self.out(attend(query, key, value, mask).reshape(tokens, dim))
+
+    def one(
+        self, x: Float[Array, "tokens dim"], at: Position, mask: Bool[Array, "tokens tokens"] | None = None
+    ) -> Float[Array, " dim"]:
+        """What the token at one position reads; the same as that row of a whole call, without the other queries."""
+        tokens, dim = x.shape
+        qkv = with_still_bias(self.qkv, slice(dim, 2 * dim))
+        query_part, key_value_part = _columns(qkv, dim)
+        query = query_part(x[at]).reshape(1, self.heads, dim // self.heads)
+        key_value = key_value_part(x).reshape(tokens, 2 * self.heads, dim // self.heads)
+        read = attend(query, *jnp.split(key_value, 2, axis=1), None if mask is None else mask[at][None])
+        return self.out(read.reshape(dim))
+
+
+def _columns(linear: Linear, at: int) -> tuple[Linear, Linear]:
+    """A layer taken apart into those of the outputs before and from `at`."""
+    weights = jnp.split(linear.weight, [at], axis=-1)
+    biases = (None, None) if linear.bias is None else jnp.split(linear.bias, [at])
+    parts = zip(weights, biases, strict=True)
+    fields = lambda layer: (layer.weight, layer.bias)
+    first, second = (eqx.tree_at(fields, linear, part, is_leaf=lambda leaf: leaf is None) for part in parts)
+    return first, second
 
 
 def with_still_bias(linear: Linear, keys: slice) -> Linear:

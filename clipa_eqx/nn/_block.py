@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._types import Key
+from .._types import Key, Position
 from ..config import Activation
 from ._attention import Attention
 from ._layers import Initializer, LayerNorm, Linear, wide_dtype
@@ -163,9 +163,34 @@ class Block(eqx.Module):
         """
         attended = _scaled(self.attention(self.attention_norm(x), mask), self.attention_scale)
         x = x + (attended if branch_factors is None else attended * branch_factors[0])
+        return self._mixed(x, branch_factors)
+
+    def one(
+        self,
+        x: Float[Array, "tokens dim"],
+        at: Position,
+        mask: Bool[Array, "tokens tokens"] | None = None,
+        branch_factors: Float[Array, "2"] | None = None,
+    ) -> Float[Array, " dim"]:
+        """The token at one position as a whole call returns it, for less: only its query, its output and its MLP.
+
+        Args:
+            x: tokens.
+            at: position of the token.
+            mask: as in a whole call.
+            branch_factors: as in a whole call.
+        """
+        attended = _scaled(self.attention.one(self.attention_norm(x), at, mask), self.attention_scale)
+        return self._mixed(
+            x[at] + (attended if branch_factors is None else attended * branch_factors[0]), branch_factors
+        )
+
+    def _mixed(
+        self, x: Float[Array, "*rows dim"], branch_factors: Float[Array, "2"] | None
+    ) -> Float[Array, "*rows dim"]:
         mixed = _scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale)
         return x + (mixed if branch_factors is None else mixed * branch_factors[1])
 
 
-def _scaled(x: Float[Array, "tokens dim"], scale: Float[Array, " dim"] | None) -> Float[Array, "tokens dim"]:
+def _scaled(x: Float[Array, "*rows dim"], scale: Float[Array, " dim"] | None) -> Float[Array, "*rows dim"]:
     return x if scale is None else x * jnp.broadcast_to(scale, x.shape)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._types import Key, TokenIds
+from .._types import Key, Position, TokenIds
 from ..config import Activation, ImagePool, TextPool
 from ._attention import attend, with_still_bias
 from ._block import MLP
@@ -66,42 +66,46 @@ class AttentionPool(eqx.Module):
         return y + self.mlp(self.norm(y))
 
 
-def pool_image(x: Float[Array, "tokens dim"], pool: ImagePool, *, class_token: bool) -> Float[Array, " dim"]:
-    """Pool image tokens without parameters.
+def mean_of_image(x: Float[Array, "tokens dim"], pool: ImagePool, *, class_token: bool) -> Float[Array, " dim"]:
+    """Pool image tokens by their mean.
 
     Args:
         x: tokens, the class token first if there is one.
-        pool: first: the first token. mean_all: the mean of all tokens. mean, norm_mean: the mean of patches.
+        pool: mean_all: the mean of all tokens. mean, norm_mean: the mean of patches.
         class_token: whether the first token is a class token.
     """
-    if pool == "first":
-        return x[0]
     skipped = 1 if class_token and pool != "mean_all" else 0
     return jnp.mean(x[skipped:], axis=0, dtype=wide_dtype(x.dtype)).astype(x.dtype)
 
 
-def pool_text(
-    x: Float[Array, "length dim"], tokens: TokenIds, pool: TextPool, *, pad_id: int, end_id: int
-) -> Float[Array, " dim"]:
-    """Pool text tokens.
+def read_position(tokens: TokenIds, pool: TextPool, *, pad_id: int, end_id: int) -> Position | None:
+    """The one token of a text that a pool reads; None for mean_real, which reads many.
 
     Args:
-        x: tokens.
-        tokens: their ids.
+        tokens: ids of the text.
         pool: last: the last slot. end: the first `end_id`, or the last slot of a text that was cut before it.
-            last_real: the last token that is not padding. mean_real: the mean of tokens that are not padding.
-            A text of padding alone yields its first slot, or zeros.
+            last_real: the last token that is not padding, or the first slot of a text of padding alone.
         pad_id: id of padding.
         end_id: id that ends a text.
     """
     if pool == "last":
-        return x[-1]
+        return tokens.size - 1
     if pool == "end":
         ends = tokens == end_id
-        return x[jnp.where(jnp.any(ends), jnp.argmax(ends), tokens.size - 1)]
-    real = tokens != pad_id
+        return jnp.where(jnp.any(ends), jnp.argmax(ends), tokens.size - 1)
     if pool == "last_real":
-        return x[jnp.max(jnp.where(real, jnp.arange(tokens.size), 0))]
-    wide = wide_dtype(x.dtype)
+        return jnp.max(jnp.where(tokens != pad_id, jnp.arange(tokens.size), 0))
+    return None
+
+
+def mean_of_text(x: Float[Array, "length dim"], tokens: TokenIds, pad_id: int) -> Float[Array, " dim"]:
+    """The mean of the tokens that are not padding; zeros for a text of padding alone.
+
+    Args:
+        x: tokens.
+        tokens: their ids.
+        pad_id: id of padding.
+    """
+    real, wide = tokens != pad_id, wide_dtype(x.dtype)
     total = jnp.sum(jnp.where(real[:, None], x, 0), axis=0, dtype=wide)
     return (total / jnp.maximum(jnp.sum(real, dtype=wide), 1)).astype(x.dtype)

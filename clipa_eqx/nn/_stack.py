@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from .._types import Key
+from .._types import Key, Position
 from ..config import Layers, Remat
 from ._block import Block
 
@@ -20,6 +20,10 @@ class Split(NamedTuple):
     """The mesh axis."""
     axes: tuple[int | None, ...]
     """For each array of a block, in the order of its tree, the axis of which each device holds a part; None: whole."""
+
+
+_Layers = tuple[Block, Array | None]
+"""Blocks, and what their branches are multiplied by."""
 
 
 class Stack(eqx.Module):
@@ -62,21 +66,65 @@ class Stack(eqx.Module):
             mask: which token (row) sees which (column); none: all see all.
             key: randomness of stochastic depth; none: no branch is skipped.
         """
+        return self._through(self._layers(x, key), x, mask)
+
+    def one(
+        self,
+        x: Float[Array, "tokens dim"],
+        at: Position,
+        mask: Bool[Array, "tokens tokens"] | None = None,
+        *,
+        key: Key | None = None,
+    ) -> Float[Array, " dim"]:
+        """The token at one position as a whole call returns it, for less: the last block computes no other.
+
+        Args:
+            x: tokens.
+            at: position of the token.
+            mask: as in a whole call.
+            key: as in a whole call.
+        """
+        before, last = _last_apart(self._layers(x, key))
+        x = self._through(before, x, mask)
+
+        def body(x: Array, layer: _Layers) -> Array:
+            block, branch_factors = layer
+            return _gathered(block, self.split).one(x, at, mask, branch_factors)
+
+        return self._rematerialized(body, in_scan=False)(x, last)
+
+    def _layers(self, x: Array, key: Key | None) -> _Layers:
         factors = None
         if self.drop_path and key is not None:
             factors = _branch_factors(self.depth, self.drop_path, key=key).astype(x.dtype)
+        return self.blocks, factors
 
-        def body(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, None]:
+    def _through(self, layers: _Layers, x: Array, mask: Array | None) -> Array:
+        def body(x: Array, layer: _Layers) -> Array:
             block, branch_factors = layer
-            return _gathered(block, self.split)(x, mask, branch_factors), None
+            return _gathered(block, self.split)(x, mask, branch_factors)
 
-        scan = self.layers != "unroll"
-        body = _rematerialized(body, self.remat, in_scan=scan, gathers=self.split is not None)
-        if scan:
-            return jax.lax.scan(body, x, (self.blocks, factors))[0]
-        for layer in _unstacked((self.blocks, factors)):
-            x, _ = body(x, layer)
+        if self.layers != "unroll":
+            body = self._rematerialized(body, in_scan=True)
+            return jax.lax.scan(lambda x, layer: (body(x, layer), None), x, layers)[0]
+        body = self._rematerialized(body, in_scan=False)
+        for layer in _unstacked(layers):
+            x = body(x, layer)
         return x
+
+    def _rematerialized(self, body: Callable[..., Array], *, in_scan: bool) -> Callable[..., Array]:
+        gathers = self.split is not None
+        if self.remat == "none" and not gathers:
+            return body
+        policy = {
+            # Gathered weights, were they kept for the backward pass, would be the whole stack on each device.
+            "none": lambda primitive, *_, **__: primitive.name != "all_gather",
+            "full": None,
+            "dots": jax.checkpoint_policies.dots_saveable,
+            "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        }[self.remat]
+        # The body of a scan is compiled apart from its backward pass, so nothing there could undo the recomputation.
+        return jax.checkpoint(body, policy=policy, prevent_cse=not in_scan)
 
 
 def _gathered(block: Block, split: Split | None) -> Block:
@@ -90,26 +138,18 @@ def _gathered(block: Block, split: Split | None) -> Block:
     return structure.unflatten(whole)
 
 
-def _rematerialized(body: Callable[..., Any], remat: Remat, *, in_scan: bool, gathers: bool) -> Callable[..., Any]:
-    if remat == "none" and not gathers:
-        return body
-    policy = {
-        # Gathered weights, were they kept for the backward pass, would be the whole stack on each device.
-        "none": lambda primitive, *_, **__: primitive.name != "all_gather",
-        "full": None,
-        "dots": jax.checkpoint_policies.dots_saveable,
-        "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    }[remat]
-    # The body of a scan is compiled apart from its backward pass, so nothing there could undo the recomputation.
-    return jax.checkpoint(body, policy=policy, prevent_cse=not in_scan)
-
-
+# One split per array, because its transpose is one concatenation; indexing block by block would build the stacked
+# gradient as a sum of padded arrays.
 def _unstacked(tree: Any) -> list[Any]:
-    # One split per array, because its transpose is one concatenation; indexing block by block would build the stacked
-    # gradient as a sum of `depth` padded arrays.
     leaves, structure = jax.tree.flatten(tree)
     blocks = zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True)
     return [structure.unflatten(block) for block in blocks]
+
+
+def _last_apart(tree: Any) -> tuple[Any, Any]:
+    leaves, structure = jax.tree.flatten(tree)
+    before, last = zip(*(jnp.split(leaf, [leaf.shape[0] - 1]) for leaf in leaves), strict=True)
+    return structure.unflatten(before), structure.unflatten([leaf[0] for leaf in last])
 
 
 def _branch_factors(depth: int, drop_path: float, *, key: Key) -> Float[Array, "depth 2"]:

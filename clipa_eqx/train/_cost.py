@@ -138,8 +138,9 @@ def model_flops(config: RunConfig, stage: StageConfig) -> float:
     patches = stage.keep_patches or (stage.image_size // vision.patch_size) ** 2
     pixels = 3 * vision.patch_size**2
     # The patch embedding has no gradient of its input.
-    products = _tower(vision, patches + vision.class_token) + patches * pixels * vision.width * 2 / 3
-    products += _tower(text, stage.text_length)
+    products = _tower(vision, patches + vision.class_token, reads_one=vision.pool == "first")
+    products += patches * pixels * vision.width * 2 / 3
+    products += _tower(text, stage.text_length, reads_one=text.pool != "mean_real")
     products += sum(tower.width * config.model.embed for tower in (vision, text) if tower.projection != "none")
     if vision.pool == "attention":
         tokens = patches + vision.class_token
@@ -148,7 +149,9 @@ def model_flops(config: RunConfig, stage: StageConfig) -> float:
     return 6.0 * stage.batch_size * (products + logits)
 
 
-def _tower(tower: VisionConfig | TextConfig, tokens: int) -> int:
-    """Multiply-adds of the blocks for one example, forward."""
-    weights = 4 * tower.width**2 + 2 * tower.width * tower.hidden
-    return tower.depth * tokens * (weights + 2 * tokens * tower.width)
+def _tower(tower: VisionConfig | TextConfig, tokens: int, *, reads_one: bool) -> int:
+    """Multiply-adds of the blocks for one example, forward; if one token is read, the last block computes only that."""
+    key_value = 2 * tower.width**2
+    per_query = 2 * tower.width**2 + 2 * tower.width * tower.hidden + 2 * tokens * tower.width
+    queries = (tower.depth - 1) * tokens + (1 if reads_one else tokens)
+    return tower.depth * tokens * key_value + queries * per_query
