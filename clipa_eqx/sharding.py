@@ -185,6 +185,8 @@ def sum_over_devices(grad: Array, held: P, wanted: P) -> Array:
     axis = split_axis(wanted)
     if axis is None:
         return jax.lax.psum(grad, DATA_AXIS)
+    if jax.lax.axis_size(DATA_AXIS) == 1:
+        return grad  # XLA would copy it: a sum over one device is no empty operation on a CPU.
     return jax.lax.psum_scatter(grad, DATA_AXIS, scatter_dimension=axis, tiled=True)
 
 

@@ -80,7 +80,7 @@ def make_train_step(
             loss=loss,
             accuracy=accuracy,
             learning_rate=jnp.asarray(schedule(state.step)),
-            grad_norm=optax.tree.norm(grads),
+            grad_norm=_norm(grads),
             inverse_temperature=jnp.exp(state.model.logit_scale),
         )
         average: Any = state.average
@@ -99,7 +99,8 @@ def _loss_and_gradient(
     """Loss and accuracy of the whole batch, and the gradient of the trained arrays, laid out by `gradient_specs`."""
     trained, frozen = eqx.partition(model, trainable_mask(stage.optim, model))
     held, held_frozen = (parameter_specs(part, shard, mesh.size) for part in (trained, frozen))
-    wanted = gradient_specs(trained, shard, mesh.size)
+    # On one device a split array is a whole one, and needs no sum.
+    wanted = gradient_specs(trained, "all" if mesh.size == 1 else shard, mesh.size)
     held_model = eqx.combine(held, held_frozen)
 
     def local(trained: CLIP, frozen: CLIP, batch: DeviceBatch, key: Key) -> tuple[tuple[Scalar, Scalar], CLIP]:
@@ -115,6 +116,14 @@ def _loss_and_gradient(
 
     mapped = jax.shard_map(local, mesh=mesh, in_specs=(held, held_frozen, P(DATA_AXIS), P()), out_specs=(P(), wanted))
     return mapped(trained, frozen, batch, key)
+
+
+def _norm(grads: CLIP) -> Scalar:
+    """Length of a gradient.
+
+    Behind a barrier, so that its squares are not those of Adam: XLA on a CPU would write out what both share.
+    """
+    return optax.tree.norm(jax.lax.optimization_barrier(grads))
 
 
 def _mean_loss(
