@@ -13,6 +13,7 @@ MAY_IMPORT = {
     "_types": set(),
     "_checks": set(),
     "devices": set(),
+    "host_memory": set(),
     "config": {"_checks"},
     "sizes": {"_checks", "config"},
     "nn": {"_types", "_checks", "config"},

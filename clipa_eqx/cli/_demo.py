@@ -12,6 +12,7 @@ from typing import Annotated, Any, TYPE_CHECKING
 import tyro
 
 from ..config import CheckpointConfig, DataConfig, RunConfig, StageConfig
+from ..host_memory import keep_freed_memory
 from ..recipes import get_recipe, image_tokens, run_config
 
 
@@ -47,6 +48,7 @@ class Demo:
     def run(self) -> dict[str, Any]:
         """Make, train, measure, report."""
         began = time.perf_counter()
+        keep_freed_memory()
         make_data(self.directory, self.pairs, self.seed)
         config = self.configure()
 

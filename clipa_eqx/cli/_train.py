@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from ..config import check_run, CheckpointConfig, DataConfig, load_run_config, override, RunConfig
+from ..host_memory import keep_freed_memory
 from ..recipes import get_recipe, image_tokens, recipes, run_config, scale_recipe
 from ._compiled import keep_compiled
 from ._processes import Processes
@@ -62,6 +63,7 @@ class Train:
         """Train, or list, or check."""
         if self.list:
             return _list_recipes()
+        keep_freed_memory()
         config = self.resolve()
         keep_compiled(self.compilation_cache)
         self.processes.join()
