@@ -3,10 +3,12 @@
 A step takes raw uint8 pixels and token ids, and ends with updated weights: normalisation, both towers, softmax loss,
 gradients, global gradient norm, AdamW. All take the same sizes, tokens, batch and number type.
 
-- ours: `make_train_step` as `clipa train` runs it.
+- ours: `make_train_step` as `clipa train` runs it; on a CPU that is in a process that keeps what it frees.
 - flax: CLIPA's own modules and loss (`--clipa PATH/clipa_jax`, a checkout of UCSC-VLAA/CLIPA; needs flax), jitted with
   donated state, the same optax optimiser, blocks not rematerialised.
 - open_clip: its model and loss with torch's fused AdamW; on a GPU with `torch.compile` and amp bfloat16.
+
+`--keep_memory all` gives the peers the same memory as ours, which their own code does not; `none` takes it from ours.
 
     python benchmarks/train_step.py --clipa ../CLIPA/clipa_jax                      # the CPU cases
     python benchmarks/train_step.py --cases l16:4096 h14:2048 --dtype bfloat16      # on a GPU
@@ -21,6 +23,8 @@ from typing import Any
 from _common import rates, serve, take_turns, times_as_fast, Worker, write_record
 from _peers import flax_model, open_clip_model
 from _sizes import CASES, model_config, random_batch, stage_config
+
+from clipa_eqx.host_memory import keep_freed_memory
 
 
 CPU_CASES = ("s16:32", "s16:128", "b16:16")
@@ -179,10 +183,12 @@ def measure(arguments: argparse.Namespace, case: str) -> None:
     workers = []
     for peer in arguments.peers:
         passed = ["--worker", peer, "--cases", case, "--dtype", arguments.dtype, "--remat", arguments.remat]
-        passed += ["--layers", arguments.layers] + (["--clipa", str(arguments.clipa)] if arguments.clipa else [])
+        passed += ["--layers", arguments.layers, "--keep_memory", arguments.keep_memory]
+        passed += ["--clipa", str(arguments.clipa)] if arguments.clipa else []
         workers.append(Worker(peer, passed))
     turns = take_turns(workers, rounds=arguments.rounds, turn_s=arguments.turn_s)
     row: dict[str, Any] = {"case": name, "batch": int(batch), "dtype": arguments.dtype, "rounds": arguments.rounds}
+    row |= {"layers": arguments.layers, "remat": arguments.remat, "keep_memory": arguments.keep_memory}
     row |= {"image_size": CASES[name].image_size, "text_length": CASES[name].text_length}
     for worker in workers:
         row[worker.name] = rates(turns[worker.name], int(batch)) | worker.facts
@@ -206,11 +212,14 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--layers", default="auto", choices=("auto", "scan", "unroll"))
     parser.add_argument("--remat", default="none", choices=("none", "full", "dots", "dots_no_batch"))
+    parser.add_argument("--keep_memory", default="ours", choices=("ours", "all", "none"), help="who keeps freed memory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--turn_s", type=float, default=5.0, help="seconds of one contestant's turn in a round")
     parser.add_argument("--worker", choices=list(PEERS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
+        if arguments.keep_memory == "all" or arguments.keep_memory == arguments.worker:
+            keep_freed_memory()
         name, _, batch = arguments.cases[0].partition(":")
         serve(*PEERS[arguments.worker](arguments, name, int(batch)))
         return

@@ -161,7 +161,7 @@ class RunConfig:
     seed: int = 0
     """The one seed; split by name into the model, data and step streams."""
     layers: Layers = "auto"
-    """Blocks as one scanned body or written out; auto: scanned, the fastest measured."""
+    """Blocks as one scanned body or written out; auto: written out on a CPU up to 12 blocks, else scanned."""
     shard: Shard = "none"
     """What is split over the devices instead of held by each: none, optimizer (moments and averaged weights), or all
     (parameters and gradients too, gathered layer by layer where used). Same value and gradient."""

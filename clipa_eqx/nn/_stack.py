@@ -22,6 +22,9 @@ class Split(NamedTuple):
     """For each array of a block, in the order of its tree, the axis of which each device holds a part; None: whole."""
 
 
+# Deeper stacks compile for longer than they would save in most runs on a CPU.
+_UNROLLED_DEPTH = 12
+
 _Layers = tuple[Block, Array | None]
 """Blocks, and what their branches are multiplied by."""
 
@@ -38,8 +41,9 @@ class Stack(eqx.Module):
     drop_path: float = eqx.field(static=True)
     """Chance to skip a branch in the last block, rising linearly from 0 in the first."""
     layers: Layers = eqx.field(static=True, default="auto")
-    """scan: one body for all blocks. unroll: each block written out. auto: scan, which compiles faster, needs less
-    memory and on a CPU costs within a few percent of the best form at any width (benchmarks/block_forms.py)."""
+    """scan: one body for all blocks, which compiles faster and needs less memory. unroll: each block written out. auto:
+    unroll on a CPU up to 12 blocks, where scan spends 15 % more time on copies into and out of the stacks
+    (benchmarks/block_forms.py); else scan."""
     remat: Remat = eqx.field(static=True, default="none")
     """What the backward pass recomputes beyond norms and activations: none, full (all of a block), dots (all but matrix
     products), dots_no_batch (all but products with weights)."""
@@ -104,13 +108,18 @@ class Stack(eqx.Module):
             block, branch_factors = layer
             return _gathered(block, self.split)(x, mask, branch_factors)
 
-        if self.layers != "unroll":
+        if self._scans():
             body = self._rematerialized(body, in_scan=True)
             return jax.lax.scan(lambda x, layer: (body(x, layer), None), x, layers)[0]
         body = self._rematerialized(body, in_scan=False)
         for layer in _unstacked(layers):
             x = body(x, layer)
         return x
+
+    def _scans(self) -> bool:
+        if self.layers == "auto":
+            return jax.default_backend() != "cpu" or self.depth > _UNROLLED_DEPTH
+        return self.layers == "scan"
 
     def _rematerialized(self, body: Callable[..., Array], *, in_scan: bool) -> Callable[..., Array]:
         gathers = self.split is not None

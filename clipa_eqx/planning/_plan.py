@@ -1,5 +1,6 @@
 """One stage on given devices: parameters, operations, memory, hours."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -58,6 +59,8 @@ def plan_stage(
     Raises:
         ValueError: the stage does not fit the devices' number.
     """
+    if config.layers == "auto":
+        config = dataclasses.replace(config, layers="scan")  # As on the chips meant; a CPU's choice is another.
     mesh = make_mesh()
     measure = functools.cache(lambda run, form: step_memory(run, form, mesh))
     waiting = _BATCHES_AHEAD * batch_bytes(config, stage) // mesh.size
