@@ -18,6 +18,7 @@ from ._optim import (
     rate_factors as rate_factors,
     trainable_mask as trainable_mask,
 )
+from ._profile import check_profile as check_profile
 from ._records import Records as Records
 from ._run_dir import RunDirectory as RunDirectory
 from ._start import check_layout as check_layout, check_vocabulary as check_vocabulary

@@ -26,6 +26,7 @@ from ._layout import state_shardings
 from ._metrics import last_evaluation, StageLog
 from ._optim import make_optimizer, make_schedule, trainable_mask
 from ._preemption import Preemption
+from ._profile import Profile
 from ._run_dir import RunDirectory
 from ._start import open_run
 from ._state import init_state, run_keys, TrainState
@@ -54,7 +55,14 @@ class RunResult:
     """Wall time of this call; a resumed run counts from its resumption."""
 
 
-def train(config: RunConfig, run_dir: Path, *, evaluators: Sequence[Evaluator] = (), console: bool = True) -> RunResult:
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    evaluators: Sequence[Evaluator] = (),
+    profile_steps: range | None = None,
+    console: bool = True,
+) -> RunResult:
     """Train every stage of a run, or continue it from where its directory says it was.
 
     Starting the same config in the same directory again resumes: weights, optimiser, order of the data and randomness
@@ -68,17 +76,20 @@ def train(config: RunConfig, run_dir: Path, *, evaluators: Sequence[Evaluator] =
             processes, a folder that all of them see.
         evaluators: called as `config.evaluation.every_steps` says and at the end of each stage; by all processes at
             once, so they may share the work.
+        profile_steps: steps of which the first process writes a trace into `profile/`, as `range(10, 13)` for the steps
+            10 to 12, counted from 1 over all stages; None: no trace. A resumed run may name others.
         console: show the live line.
 
     Raises:
-        ValueError: the config cannot run here, the directory holds another run, or processes differ in what they start.
+        ValueError: the config cannot run here or has not the steps to profile, the directory holds another run, or
+            processes differ in what they start.
         FileNotFoundError: data or vocabulary are missing.
         FloatingPointError: the loss is no longer finite.
         InterruptedError: SIGTERM came; a checkpoint was written, from which the same call continues.
     """
     began = time.perf_counter()
     paths = RunDirectory(run_dir)
-    config, tokenizer, pairs, changes = together(lambda: open_run(config, paths))
+    config, tokenizer, pairs, changes = together(lambda: open_run(config, paths, profile_steps))
     check_same({"config": config_to_json(config), "data": pairs.fingerprint, "vocabulary": tokenizer.fingerprint})
     primary = jax.process_index() == 0
     if primary:
@@ -92,9 +103,9 @@ def train(config: RunConfig, run_dir: Path, *, evaluators: Sequence[Evaluator] =
     model_key, stage_keys = run_keys(config.seed, len(config.stages))
     model = eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key)
     end = StageEnd(model, None, {})
-    with Preemption() as preemption:
+    with Preemption() as preemption, Profile(profile_steps if primary else None, paths.profile) as profile:
         for place, key in enumerate(stage_keys):
-            end = _train_stage(run, place, end.model, preemption, key=key)
+            end = _train_stage(run, place, end.model, preemption, profile, key=key)
     if primary:
         save_weights(end.model, paths.model)
         if end.average is not None:
@@ -124,7 +135,7 @@ class StageEnd(NamedTuple):
     evaluation: dict[str, float]
 
 
-def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, *, key: Key) -> StageEnd:
+def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, profile: Profile, *, key: Key) -> StageEnd:
     """Train one stage from its newest checkpoint, or else from `model`."""
     config, stage = run.config, run.config.stages[place]
     model = transfer(model, stage_model(config, stage), image_positions=stage.position_transfer)
@@ -138,6 +149,7 @@ def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, *, 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run.paths.checkpoints(stage.name), config.checkpoint))
         start = checkpoints.latest_step() or 0
+        profile.resume(steps_before + start)
         state = _state_at(start, run, stage, model, optimizer, checkpoints, position, key=key)
         if start == stage.steps:
             return _end(state, run, last_evaluation(run.paths, stage))
@@ -150,15 +162,18 @@ def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, *, 
         queued: deque[jax.Array] = deque()
         results: dict[str, float] = {}
         for step in range(start + 1, stage.steps + 1):
-            tick = time.perf_counter()
-            batch = next(batches)
-            waited_s = time.perf_counter() - tick
-            rows = {"pixels": batch.pixels, "tokens": batch.tokens, "word_class": batch.word_class}
-            state, metrics = train_step(state, to_global(rows, run.mesh))
-            log.add(step, metrics, waited_s=waited_s, faults=batch.faults)
-            queued.append(metrics["loss"])
-            if len(queued) > _STEPS_AHEAD:
-                queued.popleft().block_until_ready()
+            profile.begin(steps_before + step, state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=steps_before + step):
+                tick = time.perf_counter()
+                batch = next(batches)
+                waited_s = time.perf_counter() - tick
+                rows = {"pixels": batch.pixels, "tokens": batch.tokens, "word_class": batch.word_class}
+                state, metrics = train_step(state, to_global(rows, run.mesh))
+                log.add(step, metrics, waited_s=waited_s, faults=batch.faults)
+                queued.append(metrics["loss"])
+                if len(queued) > _STEPS_AHEAD:
+                    queued.popleft().block_until_ready()
+            profile.end(steps_before + step, state)
 
             stop = preemption.reached(steps_before + step)
             evaluate = bool(run.evaluators) and not stop and _due(step, config.evaluation.every_steps, stage)
