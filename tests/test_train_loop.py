@@ -54,6 +54,15 @@ def test_the_last_evaluation_is_handed_back_and_recorded(finished):
     assert result.evaluation == {"norm": rows[-1]["norm"]}
 
 
+def test_the_first_block_of_a_stage_says_how_long_the_step_compiled(finished):
+    _, run_dir, _, _ = finished
+    rows = [row for row in Records(run_dir / "metrics.jsonl").read() if "compile_s" in row]
+    assert [(row["stage"], row["step"]) for row in rows] == [("few", 1), ("all", 1)]
+    for row in rows:
+        # Compiling takes seconds, a step milliseconds: were it counted, the rate would lie below.
+        assert row["samples_per_s"] > 16 / row["compile_s"]
+
+
 def test_a_finished_run_hands_the_same_back_again(finished):
     run, run_dir, result, seen = finished
     before = len(seen)

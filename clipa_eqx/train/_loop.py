@@ -23,6 +23,7 @@ from ..models import CLIP, make_clip, save_weights, transfer, with_execution
 from ..sharding import make_mesh, place, replicate, to_global, whole_on_one_device
 from ._checkpoint import Checkpoints
 from ._layout import state_shardings
+from ._lower import lower_step
 from ._metrics import last_evaluation, StageLog
 from ._optim import make_optimizer, make_schedule, trainable_mask
 from ._preemption import Preemption
@@ -30,7 +31,6 @@ from ._profile import Profile
 from ._run_dir import RunDirectory
 from ._start import open_run
 from ._state import init_state, run_keys, TrainState
-from ._step import make_train_step
 from ._together import check_same, together
 
 
@@ -158,7 +158,10 @@ def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, pro
             StageLog(config, place, run.paths, start=start, write=run.primary, console=run.console)
         )
         batches = stack.enter_context(contextlib.closing(_open_batches(run, stage, data_seed, start)))
-        train_step = make_train_step(stage, schedule, optimizer, run.mesh, shard=config.shard)
+        # Ahead of the first batch, so that the compiler's time is known and the readers fill their buffers meanwhile.
+        tick = time.perf_counter()
+        train_step = lower_step(config, stage, run.mesh).compile()
+        log.compiled(time.perf_counter() - tick)
         queued: deque[jax.Array] = deque()
         results: dict[str, float] = {}
         for step in range(start + 1, stage.steps + 1):
