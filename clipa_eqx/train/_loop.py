@@ -4,7 +4,6 @@ import contextlib
 import functools
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from .._types import Key
 from ..config import config_to_json, RunConfig, stage_model, StageConfig
 from ..data import BatchIterator, open_texts, PairSource, Tokenizer, training_batches
 from ..models import CLIP, make_clip, save_weights, transfer, with_execution
-from ..sharding import make_mesh, place, replicate, to_global, whole_on_one_device
+from ..sharding import make_mesh, place, replicate, whole_on_one_device
 from ._checkpoint import Checkpoints
+from ._hot_path import HotPath
 from ._layout import state_shardings
 from ._lower import lower_step
 from ._metrics import last_evaluation, StageLog
@@ -36,10 +36,6 @@ from ._together import check_same, together
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
 """Measures a model, all processes together. It sees the image size and text length in `model.config`."""
-
-# Steps that may be queued on the devices before the host waits: enough to hide the host's work, few enough to
-# keep the queued batches' memory small.
-_STEPS_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -162,20 +158,12 @@ def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, pro
         tick = time.perf_counter()
         train_step = lower_step(config, stage, run.mesh).compile()
         log.compiled(time.perf_counter() - tick)
-        queued: deque[jax.Array] = deque()
+        hot_path = HotPath(train_step, batches, run.mesh, log, steps=stage.steps - start)
         results: dict[str, float] = {}
         for step in range(start + 1, stage.steps + 1):
             profile.begin(steps_before + step, state)
             with jax.profiler.StepTraceAnnotation("train", step_num=steps_before + step):
-                tick = time.perf_counter()
-                batch = next(batches)
-                waited_s = time.perf_counter() - tick
-                rows = {"pixels": batch.pixels, "tokens": batch.tokens, "word_class": batch.word_class}
-                state, metrics = train_step(state, to_global(rows, run.mesh))
-                log.add(step, metrics, waited_s=waited_s, faults=batch.faults)
-                queued.append(metrics["loss"])
-                if len(queued) > _STEPS_AHEAD:
-                    queued.popleft().block_until_ready()
+                state = hot_path.advance(step, state)
             profile.end(steps_before + step, state)
 
             stop = preemption.reached(steps_before + step)

@@ -81,10 +81,13 @@ class StageLog:
         self._live.note(f"{self._stage.name}  step compiled in {seconds:.1f} s")
         self._since = time.perf_counter()
 
-    def add(self, step: int, metrics: StepMetrics, *, waited_s: float, faults: Sequence[Fault]) -> None:
+    def waited(self, seconds: float) -> None:
+        """Add to the time spent waiting for data."""
+        self._waited_s += seconds
+
+    def add(self, step: int, metrics: StepMetrics, *, faults: Sequence[Fault]) -> None:
         """Take one step: its metrics, still on the devices, and the pictures that were skipped for it."""
         self._pending.append((step, metrics))
-        self._waited_s += waited_s
         self._skipped += len(faults)
         if faults and self._write:
             self._faults.append(
