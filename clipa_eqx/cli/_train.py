@@ -11,7 +11,7 @@ import tyro
 from ..config import check_run, CheckpointConfig, DataConfig, load_run_config, override, RunConfig
 from ..host_memory import keep_freed_memory
 from ..recipes import get_recipe, image_tokens, recipes, run_config, scale_recipe
-from ._compiled import keep_compiled
+from ._compiled import CompilationCache, keep_compiled
 from ._processes import Processes
 
 
@@ -47,9 +47,7 @@ class Train:
     """When checkpoints are written and which are kept."""
     seed: int = 0
     """The one seed of the run."""
-    compilation_cache: str = "auto"
-    """Folder in which compiled steps are kept, so that the next start skips compiling; auto: one in the user's cache
-    folder, unless JAX_COMPILATION_CACHE_DIR names one. none: keep nothing."""
+    compilation_cache: CompilationCache = "auto"
     profile_steps: str = ""
     """Write a trace of these steps by JAX's profiler into profile/ of the run directory, as FIRST:STOP: 10:13 traces
     the steps 10, 11 and 12. They count from 1 over all stages, as in the event files; a resumed run may name others."""
