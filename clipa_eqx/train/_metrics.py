@@ -79,6 +79,7 @@ class StageLog:
         """Note how long the step took to compile; call before the first step, whose block begins now."""
         self._compile_s = seconds
         self._live.note(f"{self._stage.name}  step compiled in {seconds:.1f} s")
+        self._live.restart()
         self._since = time.perf_counter()
 
     def waited(self, seconds: float) -> None:
