@@ -1,7 +1,6 @@
 """The training run, in the order in which it happens."""
 
 import contextlib
-import functools
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -97,8 +96,7 @@ def train(
             sys.stderr.write(f"Continues with another {change}: same weights up to rounding\n")
 
     model_key, stage_keys = run_keys(config.seed, len(config.stages))
-    model = eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key)
-    end = StageEnd(model, None, {})
+    end = StageEnd(eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key), None, {})
     with Preemption() as preemption, Profile(profile_steps if primary else None, paths.profile) as profile:
         for place, key in enumerate(stage_keys):
             end = _train_stage(run, place, end.model, preemption, profile, key=key)
@@ -127,7 +125,9 @@ class StageEnd(NamedTuple):
     """What a stage leaves, whole on one device of each process."""
 
     model: CLIP
+    """Its arrays are gone once the next stage has begun."""
     average: CLIP | None
+    """Of the last stage, if it kept one."""
     evaluation: dict[str, float]
 
 
@@ -148,7 +148,7 @@ def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, pro
         profile.resume(steps_before + start)
         state = _state_at(start, run, stage, model, optimizer, checkpoints, position, key=key)
         if start == stage.steps:
-            return _end(state, run, last_evaluation(run.paths, stage))
+            return _end(state, run, stage, last_evaluation(run.paths, stage))
 
         log = stack.enter_context(
             StageLog(config, place, run.paths, start=start, write=run.primary, console=run.console)
@@ -179,7 +179,7 @@ def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, pro
                 checkpoints.save(step, state, position | {"batches": step})
             if stop:
                 raise InterruptedError(f"stopped by SIGTERM after step {step} of stage {stage.name!r}, which is saved")
-        return _end(state, run, results)
+        return _end(state, run, stage, results)
 
 
 def _state_at(
@@ -193,23 +193,32 @@ def _state_at(
     *,
     key: Key,
 ) -> TrainState:
-    """The state of a checkpoint, or that before the first step; each device gets its own part and no more."""
-    averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
-    first = functools.partial(init_state, optimizer=optimizer)
-    shapes = jax.eval_shape(first, model, averaged=averaged, key=key)
+    """The state of a checkpoint, or that before the first step; each device gets its own part and no more.
+
+    The arrays of `model` are given up, lest the weights are held twice for as long as the stage lasts.
+    """
+
+    def first(model: CLIP, key: Key) -> TrainState:
+        averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
+        return init_state(model, optimizer, averaged=averaged, key=key)
+
+    shapes = jax.eval_shape(first, model, key)
     shardings = state_shardings(shapes, run.config.shard, run.mesh)
     if step:
         put = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
         state, saved = checkpoints.restore(step, jax.tree.map(put, shapes, shardings))
         _check_position(saved, position, run.config.data.train or ", ".join(run.config.data.mixture))
-        return state
-    model = place(model, shardings.model)
-    averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
-    return jax.jit(first, out_shardings=shardings)(model, averaged=averaged, key=replicate(key, run.mesh))
+    else:
+        start = jax.jit(first, out_shardings=shardings, donate_argnums=0)
+        state = start(place(model, shardings.model), replicate(key, run.mesh))
+    for array in jax.tree.leaves(model):
+        array.delete()
+    return state
 
 
-def _end(state: TrainState, run: _Run, evaluation: dict[str, float]) -> StageEnd:
-    model, average = whole_on_one_device((state.model, state.averaged_model), run.mesh)
+def _end(state: TrainState, run: _Run, stage: StageConfig, evaluation: dict[str, float]) -> StageEnd:
+    averaged = state.averaged_model if stage is run.config.stages[-1] else None
+    model, average = whole_on_one_device((state.model, averaged), run.mesh)
     return StageEnd(model, average, evaluation)
 
 
