@@ -1,5 +1,6 @@
 """One mesh axis over all devices: batches split along it by rows, weights whole on every device or split as well."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -193,9 +194,21 @@ def sum_over_devices(grad: Array, held: P, wanted: P) -> Array:
 def whole_on_one_device(tree: _T, mesh: Mesh) -> _T:
     """Global arrays as whole arrays of one device of this process, gathered where they are split.
 
-    Every process calls it. An array that is replicated is not copied, so it is gone once that is donated.
+    Every process calls it. One array after the other passes between the devices, so that no device but the one holds
+    all of them. An array that is replicated is not copied, so it is gone once that is donated.
     """
-    return jax.tree.map(lambda array: array.addressable_data(0), replicate(tree, mesh))
+
+    def whole(array: jax.Array) -> jax.Array:
+        gathered = array if array.is_fully_replicated else _gather_whole(mesh)(array)
+        return gathered.addressable_data(0)
+
+    return jax.tree.map(whole, tree)
+
+
+@functools.cache
+def _gather_whole(mesh: Mesh) -> jax.stages.Wrapped:
+    """Gathers on the devices; `jax.device_put` would take a split array through the host."""
+    return jax.jit(lambda array: array, out_shardings=replicated_sharding(mesh))
 
 
 def rows_of_all(rows: np.ndarray) -> np.ndarray:

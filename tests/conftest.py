@@ -6,6 +6,8 @@ import os
 # Eight CPU devices stand in for a mesh; the test machine needs no accelerator. Tests compile much and compute little,
 # so LLVM is told not to optimise: half the time of the whole run.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Commands that run inside this process keep no programs, so that no test depends on one before it.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -20,6 +22,14 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory):
+    """Commands keep indexes, texts and compiled programs in the user's cache folder; tests have one of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

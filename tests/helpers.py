@@ -8,8 +8,10 @@ import struct
 import subprocess
 import sys
 import tarfile
+import warnings
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -192,3 +194,15 @@ def spiece(pieces=PIECES, kind=1):
     """A `spiece.model` without a table of characters."""
     listed = [message((1, text.encode()), (2, -float(index)), (3, kind)) for index, (text, kind) in enumerate(pieces)]
     return message(*((1, piece) for piece in listed), (2, message((3, kind))), (3, message((1, b"identity"))))
+
+
+def trace_events(run_dir):
+    """Name and step number, if any, of each event of each trace of a run, in the order in which traces were written."""
+    traces = []
+    for file in sorted((run_dir / "profile").rglob("*.xplane.pb")):
+        lines = [line for plane in jax.profiler.ProfileData.from_file(str(file)).planes for line in plane.lines]
+        with warnings.catch_warnings():
+            # A class of the profiler's own has no module, of which newer Pythons warn.
+            warnings.filterwarnings("ignore", "builtin type event_stats has no __module__", DeprecationWarning)
+            traces.append([(event.name, dict(event.stats).get("step_num")) for line in lines for event in line.events])
+    return traces

@@ -140,6 +140,12 @@ FAULTS = {
         ],
         ["visoin.*", "vision.patch.weight"],
     ),
+    "steps to profile that are no range": (
+        lambda data, tmp: ["train", "--config", _config(data, tmp), "--profile-steps", "10"], ["FIRST:STOP", "'10'"],
+    ),
+    "steps to profile that the run has not": (
+        lambda data, tmp: ["train", "--config", _config(data, tmp), "--profile-steps", "9:12"], ["9:12", "10 steps"],
+    ),
     "several faults at once": (
         lambda data, tmp: [
             "train", "--config", _config(data, tmp),

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clipa_eqx.sharding import batch_sharding, DATA_AXIS, make_mesh, replicate, replicated_sharding, to_global
+from clipa_eqx.sharding import (
+    batch_sharding,
+    DATA_AXIS,
+    make_mesh,
+    replicate,
+    replicated_sharding,
+    to_global,
+    whole_on_one_device,
+)
 
 
 def test_mesh_orders_devices_by_process():
@@ -122,3 +130,16 @@ def test_two_processes_see_one_batch():
     for process, (out, err) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, err
         assert expected in out
+
+
+def test_whole_on_one_device_gathers_what_is_split_and_copies_nothing_else():
+    mesh = make_mesh()
+    rows = np.arange(16.0, dtype=np.float32).reshape(8, 2)
+    tree = {"split": to_global(rows, mesh), "replicated": replicate(rows, mesh)}
+    with jax.transfer_guard("disallow"):
+        whole = whole_on_one_device(tree, mesh)
+    for array in whole.values():
+        np.testing.assert_array_equal(array, rows)
+        assert array.devices() == {jax.devices()[0]}
+    first = tree["replicated"].addressable_data(0)
+    assert whole["replicated"].unsafe_buffer_pointer() == first.unsafe_buffer_pointer()

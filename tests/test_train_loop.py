@@ -26,24 +26,33 @@ def _one_stage(data, **fields):
     return dataclasses.replace(run, stages=(dataclasses.replace(run.stages[1], **fields),))
 
 
+def _buffers(shape, but):
+    """How many arrays of a shape the first device holds whole, without those that were there before."""
+    known = {id(array) for array in but}
+    shards = [array.addressable_shards[0] for array in jax.live_arrays() if id(array) not in known]
+    return len({shard.data.unsafe_buffer_pointer() for shard in shards if shard.data.shape == shape})
+
+
 @pytest.fixture(scope="module")
 def finished(data):
-    """A finished run that was evaluated each two steps, and the sizes its evaluator saw."""
-    seen = []
+    """A finished run that was evaluated each two steps, the sizes its evaluator saw, and the embedding tables alive."""
+    seen, alive = [], []
+    before = jax.live_arrays()
 
     def evaluator(model):
         seen.append((model.config.vision.image_size, model.config.text.context_length))
+        alive.append(_buffers(model.text.embedding.shape, but=before))
         return {"norm": float(np.linalg.norm(model.vision.patch.weight))}
 
     few, full = tiny_run(data).stages
     stages = (few, dataclasses.replace(full, ema_decay=0.5))
     run = tiny_run(data, stages=stages, evaluation=EvalConfig(every_steps=2))
     run_dir = data / "finished"
-    return run, run_dir, train(run, run_dir, evaluators=(evaluator,), console=False), seen
+    return run, run_dir, train(run, run_dir, evaluators=(evaluator,), console=False), (seen, alive)
 
 
 def test_evaluators_see_the_sizes_of_the_stage(finished):
-    _, _, _, seen = finished
+    _, _, _, (seen, _) = finished
     assert seen == [(24, 5)] * 3 + [(32, 8)] * 2
 
 
@@ -54,8 +63,24 @@ def test_the_last_evaluation_is_handed_back_and_recorded(finished):
     assert result.evaluation == {"norm": rows[-1]["norm"]}
 
 
+def test_the_weights_are_held_once(finished):
+    """At the first evaluation of each stage, when no checkpoint of it is being written: table and two moments, in the
+    second stage an average too. Neither the weights that a stage began with nor those of earlier ones are left."""
+    _, _, _, (_, alive) = finished
+    assert (alive[0], alive[3]) == (3, 4)
+
+
+def test_the_first_block_of_a_stage_says_how_long_the_step_compiled(finished):
+    _, run_dir, _, _ = finished
+    rows = [row for row in Records(run_dir / "metrics.jsonl").read() if "compile_s" in row]
+    assert [(row["stage"], row["step"]) for row in rows] == [("few", 1), ("all", 1)]
+    for row in rows:
+        # Compiling takes seconds, a step milliseconds: were it counted, the rate would lie below.
+        assert row["samples_per_s"] > 16 / row["compile_s"]
+
+
 def test_a_finished_run_hands_the_same_back_again(finished):
-    run, run_dir, result, seen = finished
+    run, run_dir, result, (seen, _) = finished
     before = len(seen)
     again = train(run, run_dir, evaluators=(lambda model: pytest.fail("nothing is left to evaluate"),), console=False)
     assert again.evaluation == result.evaluation

@@ -42,7 +42,7 @@ def uninterrupted(data, config, cache):
 
 def _curve(run_dir):
     """What the run decided, without what the clock decided."""
-    timed = ("samples_per_s", "data_wait")
+    timed = ("samples_per_s", "data_wait", "compile_s")
     rows = Records(run_dir / "metrics.jsonl").read()
     return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 

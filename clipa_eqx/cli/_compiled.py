@@ -2,6 +2,19 @@
 
 import os
 from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+CompilationCache = Annotated[
+    str,
+    tyro.conf.arg(
+        help="Folder in which compiled programs are kept, so that the next start skips compiling; auto: one in the "
+        "user's cache folder, unless JAX_COMPILATION_CACHE_DIR names one. none: keep nothing."
+    ),
+]
+"""The flag of every command that compiles much; its `run` begins with `keep_compiled`."""
 
 
 def keep_compiled(folder: str) -> None:

@@ -14,6 +14,7 @@ import tyro
 from ..config import CheckpointConfig, DataConfig, RunConfig, StageConfig
 from ..host_memory import keep_freed_memory
 from ..recipes import get_recipe, image_tokens, run_config
+from ._compiled import CompilationCache, keep_compiled
 
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Demo:
     """Also train the same model on full tokens only until it is as accurate, and report the compute saved."""
     seed: int = 0
     """Seed of the world and of the run."""
+    compilation_cache: CompilationCache = "auto"
     json: bool = True
     """Print one JSON object as the last line."""
 
@@ -49,6 +51,7 @@ class Demo:
         """Make, train, measure, report."""
         began = time.perf_counter()
         keep_freed_memory()
+        keep_compiled(self.compilation_cache)
         make_data(self.directory, self.pairs, self.seed)
         config = self.configure()
 

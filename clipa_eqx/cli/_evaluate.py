@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from ..config import EvalConfig, EvalResize, load_run_config
+from ._compiled import CompilationCache, keep_compiled
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Evaluate:
     """Images or texts embedded at once."""
     out: Path | None = None
     """File for the result. Default: evaluation.json in the run directory."""
+    compilation_cache: CompilationCache = "auto"
     json: bool = False
     """Print one JSON object as the last line."""
 
@@ -39,6 +41,7 @@ class Evaluate:
         """Load, measure, write."""
         if not (self.classification or self.retrieval):
             raise ValueError("Nothing to measure: give --classification PATH, --retrieval PATH, or both.")
+        keep_compiled(self.compilation_cache)
         from ..evaluation import evaluate
         from ..interop import load_pretrained
 

@@ -11,7 +11,7 @@ import tyro
 from ..config import check_run, CheckpointConfig, DataConfig, load_run_config, override, RunConfig
 from ..host_memory import keep_freed_memory
 from ..recipes import get_recipe, image_tokens, recipes, run_config, scale_recipe
-from ._compiled import keep_compiled
+from ._compiled import CompilationCache, keep_compiled
 from ._processes import Processes
 
 
@@ -47,9 +47,10 @@ class Train:
     """When checkpoints are written and which are kept."""
     seed: int = 0
     """The one seed of the run."""
-    compilation_cache: str = "auto"
-    """Folder in which compiled steps are kept, so that the next start skips compiling; auto: one in the user's cache
-    folder, unless JAX_COMPILATION_CACHE_DIR names one. none: keep nothing."""
+    compilation_cache: CompilationCache = "auto"
+    profile_steps: str = ""
+    """Write a trace of these steps by JAX's profiler into profile/ of the run directory, as FIRST:STOP: 10:13 traces
+    the steps 10, 11 and 12. They count from 1 over all stages, as in the event files; a resumed run may name others."""
     processes: Processes = field(default_factory=Processes)
     """Several processes that train one run."""
     set: tuple[str, ...] = ()
@@ -64,25 +65,26 @@ class Train:
         if self.list:
             return _list_recipes()
         keep_freed_memory()
-        config = self.resolve()
+        config, profile_steps = self.resolve(), _steps(self.profile_steps)
         keep_compiled(self.compilation_cache)
         self.processes.join()
         import jax
 
         from ..data import load_tokenizer
         from ..evaluation import make_evaluators
-        from ..train import check_layout, together, train
+        from ..train import check_layout, check_profile, together, train
 
         def check() -> None:
             check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
             check_layout(config, jax.device_count())
+            check_profile(config, profile_steps)
 
         together(check)
         if self.dry_run:
             return {"recipe": config.recipe, "stages": [stage.name for stage in config.stages], "checked": True}
         run_dir = self.run_dir or Path("runs") / config.recipe
         evaluators = together(lambda: make_evaluators(config.evaluation, load_tokenizer(config.data.tokenizer)))
-        result = train(config, run_dir, evaluators=evaluators)
+        result = train(config, run_dir, evaluators=evaluators, profile_steps=profile_steps)
         return {"run_dir": str(run_dir), "seconds": result.seconds, **result.evaluation}
 
     def resolve(self) -> RunConfig:
@@ -115,6 +117,17 @@ def _fraction(text: str) -> Fraction:
         return Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"--scale takes a fraction as 1/256 or 0.5, got {text!r}.") from error
+
+
+def _steps(text: str) -> range | None:
+    if not text:
+        return None
+    first, colon, stop = text.partition(":")
+    if not (colon and first.isdecimal() and stop.isdecimal()):
+        raise ValueError(
+            f"--profile-steps takes FIRST:STOP, as 10:13 for the steps 10, 11 and 12 of the run, got {text!r}."
+        )
+    return range(int(first), int(stop))
 
 
 def _list_recipes() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from ._augment import augment_colors as augment_colors, jitter_order as jitter_order
 from ._checkpoint import Checkpoints as Checkpoints
 from ._cost import (
-    lower_step as lower_step,
     model_flops as model_flops,
     step_flops as step_flops,
     step_memory as step_memory,
@@ -11,6 +10,7 @@ from ._cost import (
 )
 from ._layout import state_shardings as state_shardings
 from ._loop import Evaluator as Evaluator, RunResult as RunResult, train as train
+from ._lower import lower_step as lower_step
 from ._optim import (
     decay_mask as decay_mask,
     make_optimizer as make_optimizer,
@@ -18,6 +18,7 @@ from ._optim import (
     rate_factors as rate_factors,
     trainable_mask as trainable_mask,
 )
+from ._profile import check_profile as check_profile
 from ._records import Records as Records
 from ._run_dir import RunDirectory as RunDirectory
 from ._start import check_layout as check_layout, check_vocabulary as check_vocabulary

@@ -36,6 +36,10 @@ class LiveLine:
     ) -> None:
         self._progress.stop()
 
+    def restart(self) -> None:
+        """Count the time that is left from here, as after compiling."""
+        self._began = time.perf_counter()
+
     def report(self, row: dict[str, Any]) -> None:
         """Show a log row: loss, learning rate, samples/s, share of time waiting for data, use of the devices."""
         step = row["step"]

@@ -3,23 +3,13 @@
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, cast, TypeVar
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from ..config import DataConfig, RunConfig, stage_model, StageConfig, TextConfig, VisionConfig
-from ..models import make_clip, with_execution
-from ..sharding import batch_sharding, make_mesh
-from ._layout import state_shardings
-from ._optim import make_optimizer, make_schedule, trainable_mask
-from ._state import init_state, TrainState
-from ._step import DeviceBatch, make_train_step
-
-
-_T = TypeVar("_T")
+from ..config import RunConfig, StageConfig, TextConfig, VisionConfig
+from ..sharding import make_mesh
+from ._lower import abstract_batch, lower_step
 
 
 def step_flops(config: RunConfig, stage: StageConfig) -> float:
@@ -41,31 +31,6 @@ def step_flops(config: RunConfig, stage: StageConfig) -> float:
     if not cost or "flops" not in cost:
         raise RuntimeError(f"XLA gives no cost analysis on the backend {jax.default_backend()!r}; count on a CPU.")
     return cost["flops"]
-
-
-def lower_step(config: RunConfig, stage: StageConfig, mesh: Mesh) -> jax.stages.Lowered:
-    """The step of a stage on a mesh, from shapes alone: nothing is allocated until it is compiled and called.
-
-    `.compile()` gives the program whose memory and collectives can be read, with the layout that `config.shard` names.
-
-    Raises:
-        ValueError: the stage does not fit the mesh; `check_run` names all such faults.
-    """
-    schedule = make_schedule(stage.optim, stage.steps)
-
-    def start() -> TrainState:
-        model = make_clip(stage_model(config, stage), key=jax.random.key(0))
-        model = with_execution(model, layers=config.layers, remat_image=stage.remat_image, remat_text=stage.remat_text)
-        averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
-        optimizer = make_optimizer(stage.optim, schedule, model)
-        return init_state(model, optimizer, averaged=averaged, key=jax.random.key(0))
-
-    state = eqx.filter_eval_shape(start)
-    optimizer = make_optimizer(stage.optim, schedule, state.model)
-    state = _placed(state, state_shardings(state, config.shard, mesh))
-    batch = _abstract_batch(config.data, stage)
-    batch = _placed(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
-    return make_train_step(stage, schedule, optimizer, mesh, shard=config.shard).lower(state, batch)
 
 
 @dataclass(frozen=True)
@@ -98,7 +63,7 @@ def step_memory(config: RunConfig, stage: StageConfig, mesh: Mesh) -> StepMemory
     analysis = lower_step(config, stage, mesh).compile().memory_analysis()
     if analysis is None:
         raise RuntimeError(f"The backend {jax.default_backend()!r} does not tell a program's memory; ask a CPU.")
-    batch = _abstract_batch(config.data, stage)
+    batch = abstract_batch(config.data, stage, mesh)
     batch_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(batch)) // mesh.size
     # The state is donated: what comes out lies where it was.
     beside = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
@@ -107,21 +72,6 @@ def step_memory(config: RunConfig, stage: StageConfig, mesh: Mesh) -> StepMemory
         batch=batch_bytes,
         temporary=analysis.temp_size_in_bytes + beside,
     )
-
-
-def _placed(shapes: _T, shardings: Any) -> _T:
-    put = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-    return jax.tree.map(put, shapes, shardings)
-
-
-def _abstract_batch(data: DataConfig, stage: StageConfig) -> DeviceBatch:
-    rows, length, side = stage.batch_size, data.caption_tokens, stage.image_size
-    shapes = {
-        "pixels": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
-        "tokens": jax.ShapeDtypeStruct((rows, length), jnp.int32),
-        "word_class": jax.ShapeDtypeStruct((rows, length), jnp.uint8),
-    }
-    return cast(DeviceBatch, shapes)
 
 
 def model_flops(config: RunConfig, stage: StageConfig) -> float:

@@ -1,10 +1,8 @@
 """The training run, in the order in which it happens."""
 
 import contextlib
-import functools
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,25 +18,23 @@ from .._types import Key
 from ..config import config_to_json, RunConfig, stage_model, StageConfig
 from ..data import BatchIterator, open_texts, PairSource, Tokenizer, training_batches
 from ..models import CLIP, make_clip, save_weights, transfer, with_execution
-from ..sharding import make_mesh, place, replicate, to_global, whole_on_one_device
+from ..sharding import make_mesh, place, replicate, whole_on_one_device
 from ._checkpoint import Checkpoints
+from ._hot_path import HotPath
 from ._layout import state_shardings
+from ._lower import lower_step
 from ._metrics import last_evaluation, StageLog
 from ._optim import make_optimizer, make_schedule, trainable_mask
 from ._preemption import Preemption
+from ._profile import Profile
 from ._run_dir import RunDirectory
 from ._start import open_run
 from ._state import init_state, run_keys, TrainState
-from ._step import make_train_step
 from ._together import check_same, together
 
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
 """Measures a model, all processes together. It sees the image size and text length in `model.config`."""
-
-# Steps that may be queued on the devices before the host waits: enough to hide the host's work, few enough to
-# keep the queued batches' memory small.
-_STEPS_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,14 @@ class RunResult:
     """Wall time of this call; a resumed run counts from its resumption."""
 
 
-def train(config: RunConfig, run_dir: Path, *, evaluators: Sequence[Evaluator] = (), console: bool = True) -> RunResult:
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    evaluators: Sequence[Evaluator] = (),
+    profile_steps: range | None = None,
+    console: bool = True,
+) -> RunResult:
     """Train every stage of a run, or continue it from where its directory says it was.
 
     Starting the same config in the same directory again resumes: weights, optimiser, order of the data and randomness
@@ -68,17 +71,20 @@ def train(config: RunConfig, run_dir: Path, *, evaluators: Sequence[Evaluator] =
             processes, a folder that all of them see.
         evaluators: called as `config.evaluation.every_steps` says and at the end of each stage; by all processes at
             once, so they may share the work.
+        profile_steps: steps of which the first process writes a trace into `profile/`, as `range(10, 13)` for the steps
+            10 to 12, counted from 1 over all stages; None: no trace. A resumed run may name others.
         console: show the live line.
 
     Raises:
-        ValueError: the config cannot run here, the directory holds another run, or processes differ in what they start.
+        ValueError: the config cannot run here or has not the steps to profile, the directory holds another run, or
+            processes differ in what they start.
         FileNotFoundError: data or vocabulary are missing.
         FloatingPointError: the loss is no longer finite.
         InterruptedError: SIGTERM came; a checkpoint was written, from which the same call continues.
     """
     began = time.perf_counter()
     paths = RunDirectory(run_dir)
-    config, tokenizer, pairs, changes = together(lambda: open_run(config, paths))
+    config, tokenizer, pairs, changes = together(lambda: open_run(config, paths, profile_steps))
     check_same({"config": config_to_json(config), "data": pairs.fingerprint, "vocabulary": tokenizer.fingerprint})
     primary = jax.process_index() == 0
     if primary:
@@ -90,11 +96,10 @@ def train(config: RunConfig, run_dir: Path, *, evaluators: Sequence[Evaluator] =
             sys.stderr.write(f"Continues with another {change}: same weights up to rounding\n")
 
     model_key, stage_keys = run_keys(config.seed, len(config.stages))
-    model = eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key)
-    end = StageEnd(model, None, {})
-    with Preemption() as preemption:
+    end = StageEnd(eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key), None, {})
+    with Preemption() as preemption, Profile(profile_steps if primary else None, paths.profile) as profile:
         for place, key in enumerate(stage_keys):
-            end = _train_stage(run, place, end.model, preemption, key=key)
+            end = _train_stage(run, place, end.model, preemption, profile, key=key)
     if primary:
         save_weights(end.model, paths.model)
         if end.average is not None:
@@ -120,11 +125,13 @@ class StageEnd(NamedTuple):
     """What a stage leaves, whole on one device of each process."""
 
     model: CLIP
+    """Its arrays are gone once the next stage has begun."""
     average: CLIP | None
+    """Of the last stage, if it kept one."""
     evaluation: dict[str, float]
 
 
-def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, *, key: Key) -> StageEnd:
+def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, profile: Profile, *, key: Key) -> StageEnd:
     """Train one stage from its newest checkpoint, or else from `model`."""
     config, stage = run.config, run.config.stages[place]
     model = transfer(model, stage_model(config, stage), image_positions=stage.position_transfer)
@@ -138,27 +145,26 @@ def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, *, 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(run.paths.checkpoints(stage.name), config.checkpoint))
         start = checkpoints.latest_step() or 0
+        profile.resume(steps_before + start)
         state = _state_at(start, run, stage, model, optimizer, checkpoints, position, key=key)
         if start == stage.steps:
-            return _end(state, run, last_evaluation(run.paths, stage))
+            return _end(state, run, stage, last_evaluation(run.paths, stage))
 
         log = stack.enter_context(
             StageLog(config, place, run.paths, start=start, write=run.primary, console=run.console)
         )
         batches = stack.enter_context(contextlib.closing(_open_batches(run, stage, data_seed, start)))
-        train_step = make_train_step(stage, schedule, optimizer, run.mesh, shard=config.shard)
-        queued: deque[jax.Array] = deque()
+        # Ahead of the first batch, so that the compiler's time is known and the readers fill their buffers meanwhile.
+        tick = time.perf_counter()
+        train_step = lower_step(config, stage, run.mesh).compile()
+        log.compiled(time.perf_counter() - tick)
+        hot_path = HotPath(train_step, batches, run.mesh, log, steps=stage.steps - start)
         results: dict[str, float] = {}
         for step in range(start + 1, stage.steps + 1):
-            tick = time.perf_counter()
-            batch = next(batches)
-            waited_s = time.perf_counter() - tick
-            rows = {"pixels": batch.pixels, "tokens": batch.tokens, "word_class": batch.word_class}
-            state, metrics = train_step(state, to_global(rows, run.mesh))
-            log.add(step, metrics, waited_s=waited_s, faults=batch.faults)
-            queued.append(metrics["loss"])
-            if len(queued) > _STEPS_AHEAD:
-                queued.popleft().block_until_ready()
+            profile.begin(steps_before + step, state)
+            with jax.profiler.StepTraceAnnotation("train", step_num=steps_before + step):
+                state = hot_path.advance(step, state)
+            profile.end(steps_before + step, state)
 
             stop = preemption.reached(steps_before + step)
             evaluate = bool(run.evaluators) and not stop and _due(step, config.evaluation.every_steps, stage)
@@ -173,7 +179,7 @@ def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, *, 
                 checkpoints.save(step, state, position | {"batches": step})
             if stop:
                 raise InterruptedError(f"stopped by SIGTERM after step {step} of stage {stage.name!r}, which is saved")
-        return _end(state, run, results)
+        return _end(state, run, stage, results)
 
 
 def _state_at(
@@ -187,23 +193,32 @@ def _state_at(
     *,
     key: Key,
 ) -> TrainState:
-    """The state of a checkpoint, or that before the first step; each device gets its own part and no more."""
-    averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
-    first = functools.partial(init_state, optimizer=optimizer)
-    shapes = jax.eval_shape(first, model, averaged=averaged, key=key)
+    """The state of a checkpoint, or that before the first step; each device gets its own part and no more.
+
+    The arrays of `model` are given up, lest the weights are held twice for as long as the stage lasts.
+    """
+
+    def first(model: CLIP, key: Key) -> TrainState:
+        averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
+        return init_state(model, optimizer, averaged=averaged, key=key)
+
+    shapes = jax.eval_shape(first, model, key)
     shardings = state_shardings(shapes, run.config.shard, run.mesh)
     if step:
         put = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
         state, saved = checkpoints.restore(step, jax.tree.map(put, shapes, shardings))
         _check_position(saved, position, run.config.data.train or ", ".join(run.config.data.mixture))
-        return state
-    model = place(model, shardings.model)
-    averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
-    return jax.jit(first, out_shardings=shardings)(model, averaged=averaged, key=replicate(key, run.mesh))
+    else:
+        start = jax.jit(first, out_shardings=shardings, donate_argnums=0)
+        state = start(place(model, shardings.model), replicate(key, run.mesh))
+    for array in jax.tree.leaves(model):
+        array.delete()
+    return state
 
 
-def _end(state: TrainState, run: _Run, evaluation: dict[str, float]) -> StageEnd:
-    model, average = whole_on_one_device((state.model, state.averaged_model), run.mesh)
+def _end(state: TrainState, run: _Run, stage: StageConfig, evaluation: dict[str, float]) -> StageEnd:
+    averaged = state.averaged_model if stage is run.config.stages[-1] else None
+    model, average = whole_on_one_device((state.model, averaged), run.mesh)
     return StageEnd(model, average, evaluation)
 
 

@@ -24,7 +24,9 @@ class StageLog:
 
     `metrics.jsonl` gets a row per step (loss, accuracy, learning rate, gradient norm, inverse temperature) and one per
     evaluation. The last row of each block also holds samples/s, the share of time spent waiting for data, the pictures
-    skipped in the run and, where known, model FLOP utilisation and memory. `skipped.jsonl` names each skipped picture.
+    skipped in the run and, where known, model FLOP utilisation and memory; that of the first block of a start also
+    `compile_s`, the seconds that tracing and compiling the step took, which do not count in samples/s. `skipped.jsonl`
+    names each skipped picture.
     Rows stay on the devices until `flush`, so that no step waits for the one before to be read.
 
     Only the process that writes (`write`) touches files and console.
@@ -57,6 +59,7 @@ class StageLog:
             SummaryWriter(str(paths.tensorboard), purge_step=self._steps_before + start + 1) if write else None
         )
         self._pending: list[tuple[int, StepMetrics]] = []
+        self._compile_s: float | None = None
         self._waited_s = 0.0
         self._since = time.perf_counter()
 
@@ -72,10 +75,20 @@ class StageLog:
             if self._events is not None:
                 stack.callback(self._events.close)
 
-    def add(self, step: int, metrics: StepMetrics, *, waited_s: float, faults: Sequence[Fault]) -> None:
+    def compiled(self, seconds: float) -> None:
+        """Note how long the step took to compile; call before the first step, whose block begins now."""
+        self._compile_s = seconds
+        self._live.note(f"{self._stage.name}  step compiled in {seconds:.1f} s")
+        self._live.restart()
+        self._since = time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """Add to the time spent waiting for data."""
+        self._waited_s += seconds
+
+    def add(self, step: int, metrics: StepMetrics, *, faults: Sequence[Fault]) -> None:
         """Take one step: its metrics, still on the devices, and the pictures that were skipped for it."""
         self._pending.append((step, metrics))
-        self._waited_s += waited_s
         self._skipped += len(faults)
         if faults and self._write:
             self._faults.append(
@@ -104,6 +117,8 @@ class StageLog:
             "skipped": self._skipped,
             **speed_figures(self._config, self._stage, samples_per_s),
         }
+        if self._compile_s is not None:
+            rows[-1]["compile_s"], self._compile_s = self._compile_s, None
         self._emit(rows)
         self._live.report(rows[-1])
         self._pending.clear()

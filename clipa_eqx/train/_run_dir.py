@@ -57,6 +57,7 @@ class RunDirectory:
         self.metrics = root / "metrics.jsonl"
         self.skipped = root / "skipped.jsonl"
         self.tensorboard = root / "tensorboard"
+        self.profile = root / "profile"
         self.tokenizer = root / "tokenizer"
         self.model = root / "model.safetensors"
         self.average = root / "model-ema.safetensors"

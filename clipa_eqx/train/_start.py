@@ -8,10 +8,13 @@ from ..data import load_tokenizer, open_pairs, PairSource, Tokenizer
 from ..models import make_clip
 from ._layout import gradient_specs
 from ._optim import check_rates
+from ._profile import check_profile
 from ._run_dir import RunDirectory
 
 
-def open_run(config: RunConfig, paths: RunDirectory) -> tuple[RunConfig, Tokenizer, PairSource, list[str]]:
+def open_run(
+    config: RunConfig, paths: RunDirectory, profile_steps: range | None
+) -> tuple[RunConfig, Tokenizer, PairSource, list[str]]:
     """Open what a run reads, and make sure that all of it fits together here.
 
     Returns:
@@ -19,13 +22,15 @@ def open_run(config: RunConfig, paths: RunDirectory) -> tuple[RunConfig, Tokeniz
         `RunDirectory.check` has it.
 
     Raises:
-        ValueError: the config cannot run here, does not fit the vocabulary, or the directory holds another run.
+        ValueError: the config cannot run here, does not fit the vocabulary, has not the steps to profile, or the
+            directory holds another run.
         FileNotFoundError: data or vocabulary are missing.
         ImportError: the packages of the run's decoder are not installed here.
     """
     config = paths.settle(config)
     check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
     check_layout(config, jax.device_count())
+    check_profile(config, profile_steps)
     tokenizer = load_tokenizer(config.data.tokenizer)
     check_vocabulary(config, tokenizer)
     return config, tokenizer, open_pairs(config.data), paths.check(config)
