@@ -80,8 +80,8 @@ class Attention(eqx.Module):
         qkv = with_still_bias(self.qkv, slice(dim, 2 * dim))
         query_part, key_value_part = _columns(qkv, dim)
         query = query_part(x[at]).reshape(1, self.heads, dim // self.heads)
-        key_value = key_value_part(x).reshape(tokens, 2 * self.heads, dim // self.heads)
-        read = attend(query, *jnp.split(key_value, 2, axis=1), None if mask is None else mask[at][None])
+        key, value = jnp.split(key_value_part(x).reshape(tokens, 2 * self.heads, dim // self.heads), 2, axis=1)
+        read = attend(query, key, value, None if mask is None else mask[at][None])
         return self.out(read.reshape(dim))
 
 
