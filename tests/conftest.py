@@ -1,7 +1,11 @@
 """Settings that every test runs under. They are made before any JAX backend starts."""
 
 import os
+import signal
 
+
+# A shell starts background jobs with SIGINT ignored, which the processes that tests interrupt would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Eight CPU devices stand in for a mesh; the test machine needs no accelerator. Tests compile much and compute little,
 # so LLVM is told not to optimise: half the time of the whole run.
