@@ -4,9 +4,6 @@ import os
 import signal
 
 
-# A shell starts background jobs with SIGINT ignored, which the processes that tests interrupt would inherit.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # Eight CPU devices stand in for a mesh; the test machine needs no accelerator. Tests compile much and compute little,
 # so LLVM is told not to optimise: half the time of the whole run.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -23,6 +20,9 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
+
+# A shell starts background jobs with SIGINT ignored, which the processes that tests interrupt would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
