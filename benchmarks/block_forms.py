@@ -8,6 +8,9 @@ A step is value and gradient of the softmax loss of both towers, without an opti
 - separate: a Python loop over blocks with arrays of their own, as Flax models have; separate_stored: the same, keeping
   every intermediate.
 
+The library's block computes one token where only one is read, as in the last block of these towers; the stored forms
+compute all. The process keeps its freed memory, as `clipa train` does.
+
 Rounds are interleaved, so that a busy machine slows all forms alike; `processor_ms` is processor time over all cores
 per sample, which waiting does not count into. Prints a table and appends one JSON line per size to
 results/block_forms.json.
@@ -33,6 +36,7 @@ import numpy as np
 from jaxtyping import Array
 
 from clipa_eqx.config import CLIPConfig, TextConfig, VisionConfig
+from clipa_eqx.host_memory import keep_freed_memory
 from clipa_eqx.losses import softmax_contrastive
 from clipa_eqx.models import CLIP, make_clip, with_execution
 from clipa_eqx.nn import attend, Block, LayerNorm, Linear
@@ -79,6 +83,9 @@ class ScannedStored(eqx.Module):
     def __call__(self, x: Array, mask: None = None, *, key: None = None) -> Array:
         return jax.lax.scan(lambda x, block: (stored_block(block, x), None), x, self.blocks)[0]
 
+    def one(self, x: Array, at: int, mask: None = None, *, key: None = None) -> Array:
+        return self(x)[at]
+
 
 class Separate(eqx.Module):
     """Blocks with arrays of their own."""
@@ -90,6 +97,12 @@ class Separate(eqx.Module):
         for block in self.blocks:
             x = stored_block(block, x) if self.stored else block(x)
         return x
+
+    def one(self, x: Array, at: int, mask: None = None, *, key: None = None) -> Array:
+        if self.stored:
+            return self(x)[at]
+        *before, last = self.blocks
+        return last.one(Separate(before, self.stored)(x), at)
 
 
 def separate(blocks: Block, *, stored: bool) -> Separate:
@@ -160,6 +173,7 @@ def main() -> None:
     """Measure the sizes named on the command line, or all."""
     target = Path(__file__).parent / "results" / "block_forms.json"
     target.parent.mkdir(exist_ok=True)
+    keep_freed_memory()
     for size in sys.argv[1:] or SIZES:
         results = measure(SIZES[size])
         record = {
