@@ -59,6 +59,12 @@ def loss(records: list[Record]) -> str:
     return f"{tiled:.2f} GiB in tiles, {whole:.0f} GiB whole, for {slower:.2f} times the time"
 
 
+def inference(records: list[Record]) -> str:
+    """Embeddings/s over the peer's, image and text."""
+    found = [newest(records, case="s16", side=side) for side in ("image", "text")]
+    return " / ".join(f"{record['times_as_fast']['open_clip']['wall']:.2f}" for record in found) + " times"
+
+
 def starts(records: list[Record]) -> str:
     """Compile times."""
     first, kept, huge = (newest(records, case=case) for case in ("b16", "b16 kept", "h14"))
@@ -78,6 +84,7 @@ ROWS = (
     ),
     Row("the same, were the Flax process to keep its freed memory too", "train_step.py", step("flax", "all")),
     Row("training samples/s beside open_clip, same sizes", "train_step.py", step("open_clip", "ours")),
+    Row("images / texts embedded per second beside open_clip, S/16 at 64 px", "inference.py", inference),
     Row(
         "temporaries of the softmax loss and its gradient, batch 65,536, width 1024",
         "loss_memory.py",
