@@ -32,7 +32,7 @@ _EVALUATE_EVERY = 200
 class Demo:
     """Make the built-in world, train `world-tiny` on it in two stages, measure it, write a report.
 
-    Takes about ten minutes on two CPU cores. Started again, it continues where it stopped.
+    Takes about five minutes on two CPU cores. Started again, it continues where it stopped.
     """
 
     directory: Annotated[Path, tyro.conf.Positional] = Path("runs/demo")
