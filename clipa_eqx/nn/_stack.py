@@ -70,7 +70,11 @@ class Stack(eqx.Module):
             mask: which token (row) sees which (column); none: all see all.
             key: randomness of stochastic depth; none: no branch is skipped.
         """
-        return self._through(self._layers(x, key), x, mask)
+        layers = self._layers(x, key)
+        if not self._scans():
+            return self._written_out(_unstacked(layers), x, mask)
+        body = self._rematerialized(self._body(mask), in_scan=True)
+        return jax.lax.scan(lambda x, layer: (body(x, layer), None), x, layers)[0]
 
     def one(
         self,
@@ -80,7 +84,8 @@ class Stack(eqx.Module):
         *,
         key: Key | None = None,
     ) -> Float[Array, " dim"]:
-        """The token at one position as a whole call returns it, for less: the last block computes no other.
+        """The token at one position as a whole call returns it; for less, where blocks are written out: the last one
+        computes no other.
 
         Args:
             x: tokens.
@@ -88,8 +93,11 @@ class Stack(eqx.Module):
             mask: as in a whole call.
             key: as in a whole call.
         """
-        before, last = _last_apart(self._layers(x, key))
-        x = self._through(before, x, mask)
+        if self._scans():
+            # The last block taken out of the stack would cost a copy of all other weights, and of their gradients.
+            return self(x, mask, key=key)[at]
+        *before, last = _unstacked(self._layers(x, key))
+        x = self._written_out(before, x, mask)
 
         def body(x: Array, layer: _Layers) -> Array:
             block, branch_factors = layer
@@ -103,16 +111,16 @@ class Stack(eqx.Module):
             factors = _branch_factors(self.depth, self.drop_path, key=key).astype(x.dtype)
         return self.blocks, factors
 
-    def _through(self, layers: _Layers, x: Array, mask: Array | None) -> Array:
+    def _body(self, mask: Array | None) -> Callable[..., Array]:
         def body(x: Array, layer: _Layers) -> Array:
             block, branch_factors = layer
             return _gathered(block, self.split)(x, mask, branch_factors)
 
-        if self._scans():
-            body = self._rematerialized(body, in_scan=True)
-            return jax.lax.scan(lambda x, layer: (body(x, layer), None), x, layers)[0]
-        body = self._rematerialized(body, in_scan=False)
-        for layer in _unstacked(layers):
+        return body
+
+    def _written_out(self, layers: list[_Layers], x: Array, mask: Array | None) -> Array:
+        body = self._rematerialized(self._body(mask), in_scan=False)
+        for layer in layers:
             x = body(x, layer)
         return x
 
@@ -153,12 +161,6 @@ def _unstacked(tree: Any) -> list[Any]:
     leaves, structure = jax.tree.flatten(tree)
     blocks = zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True)
     return [structure.unflatten(block) for block in blocks]
-
-
-def _last_apart(tree: Any) -> tuple[Any, Any]:
-    leaves, structure = jax.tree.flatten(tree)
-    before, last = zip(*(jnp.split(leaf, [leaf.shape[0] - 1]) for leaf in leaves), strict=True)
-    return structure.unflatten(before), structure.unflatten([leaf[0] for leaf in last])
 
 
 def _branch_factors(depth: int, drop_path: float, *, key: Key) -> Float[Array, "depth 2"]:
