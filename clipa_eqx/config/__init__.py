@@ -31,6 +31,7 @@ from ._model import (
 )
 from ._remote import RemoteConfig as RemoteConfig
 from ._run import (
+    AttentionKernel as AttentionKernel,
     CheckpointConfig as CheckpointConfig,
     DataConfig as DataConfig,
     Decoder as Decoder,

@@ -13,6 +13,7 @@ from ._stage import Interpolation, StageConfig
 
 
 Layers = Literal["auto", "scan", "unroll"]
+AttentionKernel = Literal["auto", "xla", "cudnn"]
 EvalResize = Literal["crop", "squash"]
 Shard = Literal["none", "optimizer", "all"]
 Decoder = Literal["pillow", "fast"]
@@ -161,7 +162,11 @@ class RunConfig:
     seed: int = 0
     """The one seed; split by name into the model, data and step streams."""
     layers: Layers = "auto"
-    """Blocks as one scanned body or written out; auto: written out on a CPU up to 12 blocks, else scanned."""
+    """Blocks as one scanned body or written out, which takes longer to compile; auto: written out on a CPU up to 12
+    blocks, on other devices in stages long enough to make up for the compiler's time, else scanned."""
+    attention: AttentionKernel = "auto"
+    """What computes attention: xla (plain products), or cudnn (NVIDIA's fused kernel; bfloat16 without a mask, else
+    xla); auto: cudnn on NVIDIA GPUs."""
     shard: Shard = "none"
     """What is split over the devices instead of held by each: none, optimizer (moments and averaged weights), or all
     (parameters and gradients too, gathered layer by layer where used). Same value and gradient."""
@@ -172,6 +177,7 @@ class RunConfig:
         check_between("seed", self.seed, 0, 2**32 - 1)
         check_at_least("log_every_steps", self.log_every_steps, 1)
         check_choice("layers", self.layers, Layers)
+        check_choice("attention", self.attention, AttentionKernel)
         check_choice("shard", self.shard, Shard)
 
 

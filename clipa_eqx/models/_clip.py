@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._checks import check_choice
 from .._types import Key, Pixels, Scalar, TokenIds
-from ..config import CLIPConfig, Layers, Remat
-from ..nn import wide_dtype
+from ..config import AttentionKernel, CLIPConfig, Layers, Remat
+from ..nn import form_for, layers_for, Stack, wide_dtype
 from ._presets import presets
 from ._text import make_text, TextTower
 from ._vision import make_vision, VisionTower
@@ -108,29 +108,44 @@ def _drawn(config: CLIPConfig, key: Key) -> CLIP:
 
 
 def with_execution(
-    model: CLIP, *, layers: Layers = "auto", remat_image: Remat = "none", remat_text: Remat = "none"
+    model: CLIP,
+    *,
+    layers: Layers = "auto",
+    remat_image: Remat = "none",
+    remat_text: Remat = "none",
+    attention: AttentionKernel = "auto",
+    platform: str | None = None,
+    steps: int | None = None,
 ) -> CLIP:
-    """The same weights, run in another way: values and gradients stay, time and memory change.
+    """The same weights, run in another way: values and gradients stay, up to rounding; time and memory change.
 
     Args:
         model: the model.
-        layers: blocks as one scanned body, written out, or whichever suits the backend.
+        layers: blocks as one scanned body, written out, or whichever suits the device and the number of steps.
         remat_image: what the image tower recomputes in the backward pass.
         remat_text: what the text tower recomputes in the backward pass.
+        attention: what computes attention.
+        platform: kind of device it is to run on, as `jax.Device.platform` names it; none: JAX's default.
+        steps: how often the program will run; none: not known, so that long compilation is not worth it.
 
     Raises:
         ValueError: an unknown choice.
     """
     check_choice("layers", layers, Layers)
+    check_choice("attention", attention, AttentionKernel)
+    platform = platform or jax.default_backend()
+    form = form_for(platform, attention)
+
+    def run(stack: Stack, remat: Remat) -> Stack:
+        chosen = layers_for(platform, stack.depth, steps) if layers == "auto" else layers
+        return dataclasses.replace(stack, layers=chosen, remat=remat, form=form)
+
     check_choice("remat_image", remat_image, Remat)
     check_choice("remat_text", remat_text, Remat)
     return eqx.tree_at(
         lambda clip: (clip.vision.stack, clip.text.stack),
         model,
-        (
-            dataclasses.replace(model.vision.stack, layers=layers, remat=remat_image),
-            dataclasses.replace(model.text.stack, layers=layers, remat=remat_text),
-        ),
+        (run(model.vision.stack, remat_image), run(model.text.stack, remat_text)),
     )
 
 

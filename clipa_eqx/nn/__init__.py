@@ -2,7 +2,9 @@
 
 from ._attention import attend as attend, Attention as Attention
 from ._block import activate as activate, Block as Block, BlockInit as BlockInit, MLP as MLP
+from ._form import Form as Form, form_for as form_for, layers_for as layers_for
 from ._layers import (
+    fold_norm as fold_norm,
     LayerNorm as LayerNorm,
     Linear as Linear,
     wide_dtype as wide_dtype,

@@ -1,5 +1,7 @@
 """Multi-head attention over the tokens of one example."""
 
+from typing import Literal
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,31 +11,57 @@ from .._types import Key, Position
 from ._layers import Initializer, Linear, wide_dtype
 
 
+Kernel = Literal["xla", "cudnn"]
+"""What computes attention."""
+
+
 def attend(
     query: Float[Array, "queries heads head_dim"],
     key: Float[Array, "keys heads head_dim"],
     value: Float[Array, "keys heads head_dim"],
     mask: Bool[Array, "queries keys"] | None = None,
+    *,
+    kernel: Kernel = "xla",
 ) -> Float[Array, "queries heads head_dim"]:
     """Scaled dot-product attention (Vaswani et al., arXiv 1706.03762), softmax in at least float32.
-
-    Plain XLA: after token reduction the sequences are short, and so is the matrix of weights.
 
     Args:
         query: what asks.
         key: what is asked.
         value: what is read.
         mask: where it is false, the query does not see the key. A query that sees no key reads the mean of all.
+        kernel: xla: plain products, since after token reduction the sequences are short, and so is the matrix of
+            weights. cudnn: NVIDIA's fused kernel, where it can: types of 16 bits, no mask.
 
     Returns:
         What each query reads, per head.
     """
+    if kernel == "cudnn" and mask is None and query.dtype.itemsize == 2:
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
     wide = wide_dtype(query.dtype)
-    logits = jnp.einsum("qhd,khd->hqk", query * query.shape[-1] ** -0.5, key, preferred_element_type=wide)
+    logits = _products(query, key) * query.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[None], logits, jnp.finfo(wide).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("hqk,khd->qhd", weights, value)
+
+
+@jax.custom_jvp
+def _products(
+    query: Float[Array, "queries heads head_dim"], key: Float[Array, "keys heads head_dim"]
+) -> Float[Array, "heads queries keys"]:
+    """Each query times each key, summed and returned in at least float32."""
+    return jnp.einsum("qhd,khd->hqk", query, key, preferred_element_type=wide_dtype(query.dtype))
+
+
+@_products.defjvp
+def _products_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    # The products have the narrow type here, so that the backward pass rounds the gradient of the logits to it: a chip
+    # multiplies two narrow arrays several times faster than a wide one with a narrow one.
+    (query, key), (query_tangent, key_tangent) = primals, tangents
+    products = _products(query, key)
+    tangent = jnp.einsum("qhd,khd->hqk", query_tangent, key) + jnp.einsum("qhd,khd->hqk", query, key_tangent)
+    return products, tangent.astype(products.dtype)
 
 
 class Attention(eqx.Module):
@@ -65,43 +93,51 @@ class Attention(eqx.Module):
         self.heads = heads
 
     def __call__(
-        self, x: Float[Array, "tokens dim"], mask: Bool[Array, "tokens tokens"] | None = None
+        self,
+        x: Float[Array, "tokens dim"],
+        mask: Bool[Array, "tokens tokens"] | None = None,
+        *,
+        kernel: Kernel = "xla",
     ) -> Float[Array, "tokens dim"]:
-        tokens, dim = x.shape
-        qkv = with_still_bias(self.qkv, slice(dim, 2 * dim))(x)
-        query, key, value = jnp.split(qkv.reshape(tokens, 3 * self.heads, dim // self.heads), 3, axis=1)
-        return self.out(attend(query, key, value, mask).reshape(tokens, dim))
+        query, key, value = self._heads(x, x)
+        return self.out(attend(query, key, value, mask, kernel=kernel).reshape(x.shape))
 
     def one(
         self, x: Float[Array, "tokens dim"], at: Position, mask: Bool[Array, "tokens tokens"] | None = None
     ) -> Float[Array, " dim"]:
         """What the token at one position reads; the same as that row of a whole call, without the other queries."""
-        tokens, dim = x.shape
-        qkv = with_still_bias(self.qkv, slice(dim, 2 * dim))
-        query_part, key_value_part = _columns(qkv, dim)
-        query = query_part(x[at]).reshape(1, self.heads, dim // self.heads)
-        key, value = jnp.split(key_value_part(x).reshape(tokens, 2 * self.heads, dim // self.heads), 2, axis=1)
+        query, key, value = self._heads(x[at][None], x)
         read = attend(query, key, value, None if mask is None else mask[at][None])
-        return self.out(read.reshape(dim))
+        return self.out(read.reshape(x.shape[-1]))
+
+    def _heads(
+        self, asking: Float[Array, "queries dim"], x: Float[Array, "tokens dim"]
+    ) -> list[Float[Array, "_ heads head_dim"]]:
+        """Queries of the tokens that ask, keys and values of all."""
+        if type(self.qkv) is Linear:
+            # Three products: the gradient of one product's split is a copy of all that it splits.
+            query, key, value = self.qkv.split(3)
+            layers = ((query, asking), (with_still_bias(key), x), (value, x))
+            return [_to_heads(layer, tokens, self.heads) for layer, tokens in layers]
+        # A layer of another kind is called as it is.
+        query = jnp.split(self.qkv(asking), 3, axis=-1)[0]
+        _, key, value = jnp.split(self.qkv(x), 3, axis=-1)
+        return [part.reshape(part.shape[0], self.heads, -1) for part in (query, key, value)]
 
 
-def _columns(linear: Linear, at: int) -> tuple[Linear, Linear]:
-    """A layer taken apart into those of the outputs before and from `at`."""
-    weights = jnp.split(linear.weight, [at], axis=-1)
-    biases = (None, None) if linear.bias is None else jnp.split(linear.bias, [at])
-    parts = zip(weights, biases, strict=True)
-    fields = lambda layer: (layer.weight, layer.bias)
-    first, second = (eqx.tree_at(fields, linear, part, is_leaf=lambda leaf: leaf is None) for part in parts)
-    return first, second
+def _to_heads(layer: Linear, x: Float[Array, "tokens dim"], heads: int) -> Float[Array, "tokens heads head_dim"]:
+    """A layer's outputs head by head, written as the product's own shape: a TPU would copy a reshaped one."""
+    weight = layer.weight.reshape(layer.weight.shape[0], heads, -1)
+    y = jnp.einsum("td,dhk->thk", x, weight)
+    return y if layer.bias is None else y + jnp.broadcast_to(layer.bias.reshape(heads, -1), y.shape)
 
 
-def with_still_bias(linear: Linear, keys: slice) -> Linear:
-    """The same layer with no gradient to the bias of the keys.
+def with_still_bias(linear: Linear) -> Linear:
+    """The projection to attention's keys with no gradient to its bias.
 
     That bias adds the same number to all logits of a query, which softmax takes out again, so its gradient is zero.
     What is computed of it is rounding noise, which Adam would scale up to whole steps that differ on every machine.
     """
     if linear.bias is None:
         return linear
-    still = linear.bias.at[keys].set(jax.lax.stop_gradient(linear.bias[keys]))
-    return eqx.tree_at(lambda layer: layer.bias, linear, still)
+    return eqx.tree_at(lambda layer: layer.bias, linear, jax.lax.stop_gradient(linear.bias))

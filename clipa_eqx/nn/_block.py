@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float
 from .._types import Key, Position
 from ..config import Activation
 from ._attention import Attention
-from ._layers import Initializer, LayerNorm, Linear, wide_dtype
+from ._form import Form
+from ._layers import fold_norm, Initializer, LayerNorm, Linear, wide_dtype
 
 
 # Numerator and denominator of erf(x) / x in x^2, highest power first, and where float32 has reached 1.
@@ -153,6 +154,7 @@ class Block(eqx.Module):
         x: Float[Array, "tokens dim"],
         mask: Bool[Array, "tokens tokens"] | None = None,
         branch_factors: Float[Array, "2"] | None = None,
+        form: Form = Form(),
     ) -> Float[Array, "tokens dim"]:
         """Run one example.
 
@@ -160,10 +162,15 @@ class Block(eqx.Module):
             x: tokens.
             mask: which token (row) sees which (column); none: all see all.
             branch_factors: what the attention and the MLP branch are multiplied by, for stochastic depth; none: 1.
+            form: how it is computed. Parts of a kind that is not this package's are called as they are.
         """
-        attended = _scaled(self.attention(self.attention_norm(x), mask), self.attention_scale)
-        x = x + (attended if branch_factors is None else attended * branch_factors[0])
-        return self._mixed(x, branch_factors)
+        norm, attention = _attention_parts(self, form)
+        attended = (
+            attention(norm(x), mask, kernel=form.attention)
+            if type(attention) is Attention
+            else attention(norm(x), mask)
+        )
+        return self._mixed(_added(x, attended, self.attention_scale, branch_factors, 0), branch_factors, form)
 
     def one(
         self,
@@ -171,6 +178,7 @@ class Block(eqx.Module):
         at: Position,
         mask: Bool[Array, "tokens tokens"] | None = None,
         branch_factors: Float[Array, "2"] | None = None,
+        form: Form = Form(),
     ) -> Float[Array, " dim"]:
         """The token at one position as a whole call returns it, for less: only its query, its output and its MLP.
 
@@ -179,18 +187,39 @@ class Block(eqx.Module):
             at: position of the token.
             mask: as in a whole call.
             branch_factors: as in a whole call.
+            form: as in a whole call.
         """
-        attended = _scaled(self.attention.one(self.attention_norm(x), at, mask), self.attention_scale)
-        return self._mixed(
-            x[at] + (attended if branch_factors is None else attended * branch_factors[0]), branch_factors
-        )
+        norm, attention = _attention_parts(self, form)
+        attended = attention.one(norm(x), at, mask)
+        return self._mixed(_added(x[at], attended, self.attention_scale, branch_factors, 0), branch_factors, form)
 
     def _mixed(
-        self, x: Float[Array, "*rows dim"], branch_factors: Float[Array, "2"] | None
+        self, x: Float[Array, "*rows dim"], branch_factors: Float[Array, "2"] | None, form: Form
     ) -> Float[Array, "*rows dim"]:
-        mixed = _scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale)
-        return x + (mixed if branch_factors is None else mixed * branch_factors[1])
+        norm, mlp = self.mlp_norm, self.mlp
+        if form.fold_norms and type(norm) is LayerNorm and type(mlp) is MLP and type(mlp.widen) is Linear:
+            norm, widen = fold_norm(norm, mlp.widen)
+            mlp = eqx.tree_at(lambda mlp: mlp.widen, mlp, widen)
+        return _added(x, mlp(norm(x)), self.mlp_scale, branch_factors, 1)
 
 
-def _scaled(x: Float[Array, "*rows dim"], scale: Float[Array, " dim"] | None) -> Float[Array, "*rows dim"]:
-    return x if scale is None else x * jnp.broadcast_to(scale, x.shape)
+def _attention_parts(block: Block, form: Form) -> tuple[LayerNorm, Attention]:
+    """The norm and the attention that follows it, folded together where the form says so."""
+    norm, attention = block.attention_norm, block.attention
+    if form.fold_norms and type(norm) is LayerNorm and type(attention) is Attention and type(attention.qkv) is Linear:
+        norm, qkv = fold_norm(norm, attention.qkv)
+        attention = eqx.tree_at(lambda attention: attention.qkv, attention, qkv)
+    return norm, attention
+
+
+def _added(
+    x: Float[Array, "*rows dim"],
+    branch: Float[Array, "*rows dim"],
+    scale: Float[Array, " dim"] | None,
+    branch_factors: Float[Array, "2"] | None,
+    place: int,
+) -> Float[Array, "*rows dim"]:
+    """The residual stream after a branch: its layer scale and its factor of stochastic depth, if there are any."""
+    if scale is not None:
+        branch = branch * jnp.broadcast_to(scale, branch.shape)
+    return x + (branch if branch_factors is None else branch * branch_factors[place])

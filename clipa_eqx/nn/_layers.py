@@ -63,6 +63,18 @@ class Linear(eqx.Module):
         y = x @ self.weight
         return y if self.bias is None else y + jnp.broadcast_to(self.bias, y.shape)
 
+    def split(self, parts: int) -> "tuple[Linear, ...]":
+        """Layers whose outputs side by side are those of this one, each as wide as the others.
+
+        Args:
+            parts: how many; divides the outputs.
+        """
+        weights = jnp.split(self.weight, parts, axis=-1)
+        biases = [None] * parts if self.bias is None else jnp.split(self.bias, parts, axis=-1)
+        fields = lambda layer: (layer.weight, layer.bias)
+        absent = lambda leaf: leaf is None
+        return tuple(eqx.tree_at(fields, self, part, is_leaf=absent) for part in zip(weights, biases, strict=True))
+
 
 class LayerNorm(eqx.Module):
     """Layer norm over the last axis (Ba et al., arXiv 1607.06450), with scale and bias.
@@ -70,8 +82,9 @@ class LayerNorm(eqx.Module):
     It is computed in at least float32; the result has the type of the input.
     """
 
-    scale: Float[Array, "*stack dim"]
-    bias: Float[Array, "*stack dim"]
+    scale: Float[Array, "*stack dim"] | None
+    """None: 1, and no bias either."""
+    bias: Float[Array, "*stack dim"] | None
     eps: float = eqx.field(static=True)
 
     def __init__(self, dim: int, eps: float, *, stack: tuple[int, ...] = ()) -> None:
@@ -94,14 +107,38 @@ class LayerNorm(eqx.Module):
 # every such intermediate of every block: with the same measure for GELU, that is half of a step's memory.
 @partial(jax.checkpoint, prevent_cse=False, static_argnums=3)
 def _normalized(
-    x: Float[Array, "*rows dim"], scale: Float[Array, " dim"], bias: Float[Array, " dim"], eps: float
+    x: Float[Array, "*rows dim"], scale: Float[Array, " dim"] | None, bias: Float[Array, " dim"] | None, eps: float
 ) -> Float[Array, "*rows dim"]:
     wide = x.astype(wide_dtype(x.dtype))
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
     plain = centred * jax.lax.rsqrt(variance + eps)
+    if scale is None or bias is None:
+        return plain.astype(x.dtype)
     scale, bias = (jnp.broadcast_to(array, x.shape).astype(wide.dtype) for array in (scale, bias))
     return (plain * scale + bias).astype(x.dtype)
+
+
+def fold_norm(norm: LayerNorm, layer: Linear) -> tuple[LayerNorm, Linear]:
+    """A norm and the layer that reads it, with the norm's scale and bias moved into the layer; the same function.
+
+    `(plain * scale + bias) @ weight = plain @ (scale * weight) + bias @ weight`: the gradients of scale and bias then
+    come from that of the weight, which is small, where they would be sums over all tokens of the batch.
+
+    Args:
+        norm: with scale and bias.
+        layer: plain.
+    """
+    if norm.scale is None or norm.bias is None:
+        return norm, layer
+    wide, narrow = norm.scale.dtype, layer.weight.dtype
+    weight = layer.weight.astype(wide)
+    bias = jnp.matmul(norm.bias, weight, precision="highest")
+    if layer.bias is not None:
+        bias = bias + layer.bias.astype(wide)
+    folded = ((norm.scale[:, None] * weight).astype(narrow), bias.astype(narrow))
+    layer = eqx.tree_at(lambda layer: (layer.weight, layer.bias), layer, folded, is_leaf=lambda leaf: leaf is None)
+    return eqx.tree_at(lambda norm: (norm.scale, norm.bias), norm, (None, None)), layer
 
 
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:

@@ -60,8 +60,11 @@ class AttentionPool(eqx.Module):
     def __call__(self, x: Float[Array, "tokens dim"]) -> Float[Array, " dim"]:
         tokens, dim = x.shape
         query = self.query(self.probe).reshape(1, self.heads, dim // self.heads)
-        key_value = with_still_bias(self.key_value, slice(0, dim))(x)
-        key, value = jnp.split(key_value.reshape(tokens, 2 * self.heads, dim // self.heads), 2, axis=1)
+        key_layer, value_layer = self.key_value.split(2)
+        key, value = (
+            layer(x).reshape(tokens, self.heads, dim // self.heads)
+            for layer in (with_still_bias(key_layer), value_layer)
+        )
         y = self.out(attend(query, key, value).reshape(dim))
         return y + self.mlp(self.norm(y))
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 from .._types import Key, Position
 from ..config import Layers, Remat
 from ._block import Block
+from ._form import Form, layers_for
 
 
 class Split(NamedTuple):
@@ -21,9 +22,6 @@ class Split(NamedTuple):
     axes: tuple[int | None, ...]
     """For each array of a block, in the order of its tree, the axis of which each device holds a part; None: whole."""
 
-
-# Deeper stacks compile for longer than they would save in most runs on a CPU.
-_UNROLLED_DEPTH = 12
 
 _Layers = tuple[Block, Array | None]
 """Blocks, and what their branches are multiplied by."""
@@ -41,15 +39,16 @@ class Stack(eqx.Module):
     drop_path: float = eqx.field(static=True)
     """Chance to skip a branch in the last block, rising linearly from 0 in the first."""
     layers: Layers = eqx.field(static=True, default="auto")
-    """scan: one body for all blocks, which compiles faster and needs less memory. unroll: each block written out. auto:
-    unroll on a CPU up to 12 blocks, where scan spends 15 % more time on copies into and out of the stacks
-    (benchmarks/block_forms.py); else scan."""
+    """scan: one body for all blocks, which compiles faster and needs less memory. unroll: each block written out, which
+    saves the copies into and out of the stacks. auto: as `layers_for` has it for JAX's default device."""
     remat: Remat = eqx.field(static=True, default="none")
     """What the backward pass recomputes beyond norms and activations: none, full (all of a block), dots (all but matrix
     products), dots_no_batch (all but products with weights)."""
     split: Split | None = eqx.field(static=True, default=None)
     """Set where each device holds a part of the arrays: a block is gathered when it runs, and again in the backward
     pass (ZeRO stage 3, Rajbhandari et al., arXiv 1910.02054)."""
+    form: Form = eqx.field(static=True, default=Form())
+    """How each block is computed."""
 
     @property
     def depth(self) -> int:
@@ -101,7 +100,7 @@ class Stack(eqx.Module):
 
         def body(x: Array, layer: _Layers) -> Array:
             block, branch_factors = layer
-            return _gathered(block, self.split).one(x, at, mask, branch_factors)
+            return _gathered(block, self.split).one(x, at, mask, branch_factors, self.form)
 
         return self._rematerialized(body, in_scan=False)(x, last)
 
@@ -114,7 +113,7 @@ class Stack(eqx.Module):
     def _body(self, mask: Array | None) -> Callable[..., Array]:
         def body(x: Array, layer: _Layers) -> Array:
             block, branch_factors = layer
-            return _gathered(block, self.split)(x, mask, branch_factors)
+            return _gathered(block, self.split)(x, mask, branch_factors, self.form)
 
         return body
 
@@ -126,22 +125,30 @@ class Stack(eqx.Module):
 
     def _scans(self) -> bool:
         if self.layers == "auto":
-            return jax.default_backend() != "cpu" or self.depth > _UNROLLED_DEPTH
+            return layers_for(jax.default_backend(), self.depth, steps=None) == "scan"
         return self.layers == "scan"
 
     def _rematerialized(self, body: Callable[..., Array], *, in_scan: bool) -> Callable[..., Array]:
-        gathers = self.split is not None
-        if self.remat == "none" and not gathers:
+        keeps_products = self.form.keep_products == "always" or (in_scan and self.form.keep_products == "scan")
+        remat = "dots_no_batch" if self.remat == "none" and keeps_products else self.remat
+        if remat == "none" and self.split is None:
             return body
         policy = {
             # Gathered weights, were they kept for the backward pass, would be the whole stack on each device.
             "none": lambda primitive, *_, **__: primitive.name != "all_gather",
             "full": None,
             "dots": jax.checkpoint_policies.dots_saveable,
-            "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        }[self.remat]
+            "dots_no_batch": _is_product,
+        }[remat]
         # The body of a scan is compiled apart from its backward pass, so nothing there could undo the recomputation.
         return jax.checkpoint(body, policy=policy, prevent_cse=not in_scan)
+
+
+def _is_product(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
+    """Products with weights, and what a fused kernel of attention reads again in its backward pass."""
+    if "dot_product_attention" in primitive.name:
+        return True
+    return bool(jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *arguments, **parameters))
 
 
 def _gathered(block: Block, split: Split | None) -> Block:

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from .._types import Key
 from ..config import config_to_json, RunConfig, stage_model, StageConfig
 from ..data import BatchIterator, open_texts, PairSource, Tokenizer, training_batches
-from ..models import CLIP, make_clip, save_weights, transfer, with_execution
+from ..models import CLIP, make_clip, save_weights, transfer
 from ..sharding import make_mesh, place, replicate, whole_on_one_device
 from ._checkpoint import Checkpoints
 from ._hot_path import HotPath
 from ._layout import state_shardings
-from ._lower import lower_step
+from ._lower import as_executed, lower_step
 from ._metrics import last_evaluation, StageLog
 from ._optim import make_optimizer, make_schedule, trainable_mask
 from ._preemption import Preemption
@@ -135,7 +135,7 @@ def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, pro
     """Train one stage from its newest checkpoint, or else from `model`."""
     config, stage = run.config, run.config.stages[place]
     model = transfer(model, stage_model(config, stage), image_positions=stage.position_transfer)
-    model = with_execution(model, layers=config.layers, remat_image=stage.remat_image, remat_text=stage.remat_text)
+    model = as_executed(model, config, stage, run.mesh)
     schedule = make_schedule(stage.optim, stage.steps)
     optimizer = make_optimizer(stage.optim, schedule, model)
     data_seed = _data_seed(config.seed, place)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ..config import DataConfig, RunConfig, stage_model, StageConfig
-from ..models import make_clip, with_execution
+from ..models import CLIP, make_clip, with_execution
 from ..sharding import batch_sharding
 from ._layout import state_shardings
 from ._optim import make_optimizer, make_schedule, trainable_mask
@@ -30,7 +30,7 @@ def lower_step(config: RunConfig, stage: StageConfig, mesh: Mesh) -> jax.stages.
 
     def start() -> TrainState:
         model = make_clip(stage_model(config, stage), key=jax.random.key(0))
-        model = with_execution(model, layers=config.layers, remat_image=stage.remat_image, remat_text=stage.remat_text)
+        model = as_executed(model, config, stage, mesh)
         averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
         optimizer = make_optimizer(stage.optim, schedule, model)
         return init_state(model, optimizer, averaged=averaged, key=jax.random.key(0))
@@ -41,6 +41,19 @@ def lower_step(config: RunConfig, stage: StageConfig, mesh: Mesh) -> jax.stages.
     state = jax.tree.map(put, state, state_shardings(state, config.shard, mesh))
     batch = abstract_batch(config.data, stage, mesh)
     return make_train_step(stage, schedule, optimizer, mesh, shard=config.shard).lower(state, batch)
+
+
+def as_executed(model: CLIP, config: RunConfig, stage: StageConfig, mesh: Mesh) -> CLIP:
+    """The model as a stage runs it on the devices of a mesh."""
+    return with_execution(
+        model,
+        layers=config.layers,
+        remat_image=stage.remat_image,
+        remat_text=stage.remat_text,
+        attention=config.attention,
+        platform=mesh.devices.flat[0].platform,
+        steps=stage.steps,
+    )
 
 
 def abstract_batch(data: DataConfig, stage: StageConfig, mesh: Mesh) -> DeviceBatch:

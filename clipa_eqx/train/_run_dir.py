@@ -29,7 +29,7 @@ _FREE = (
 
 # Fields that change no mathematics, only the order of sums: a resumed run may change them too, as it may change its
 # devices, and goes on with the same weights up to rounding. The last name of a dotted path.
-_ROUNDING = ("shard", "layers", "micro_batch", "loss_tile", "remat_image", "remat_text")
+_ROUNDING = ("shard", "layers", "attention", "micro_batch", "loss_tile", "remat_image", "remat_text")
 
 _PACKAGES = (
     "clipa_eqx",
