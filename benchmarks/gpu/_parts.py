@@ -62,7 +62,7 @@ WAVES: tuple[tuple[Part, ...], ...] = (
     (Part("ceilings", "ceilings.py", ready_s=60, measure_s=30),),
     (form("ours"), form("unroll", run={"layers": "unroll"}), *peers("b16")),
     FORMS[:3],
-    (form("ours", "h14"), *peers("h14", compile="blocks", remat="actcp")),
+    (form("ours", "h14"), *peers("h14", compile="blocks")),
     (
         form(
             "global_batch", "h14", batch=_GLOBAL_BATCH, stage=_TILES, optim={"moment_dtype": "bfloat16"}, steps=1,
