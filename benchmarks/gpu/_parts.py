@@ -22,7 +22,7 @@ class Part:
     options: dict[str, Any] = field(default_factory=dict)
     """What the script takes; of `step.py`: case, batch, and fields of RunConfig, StageConfig and OptimConfig to
     replace, under run, stage and optim."""
-    ready_s: float = 150.0
+    ready_s: float = 120.0
     """Until it has compiled."""
     measure_s: float = 30.0
     """From then on, once it is its turn."""
@@ -38,11 +38,11 @@ def form(name: str, case: str = "b16", **options: Any) -> Part:
     return Part(f"{case}_{name}", own.pop("script", "step.py"), {"case": case} | options, **own)
 
 
-def peers(case: str, *, compile: str = "whole", remat: str = "none") -> tuple[Part, ...]:
+def peers(case: str, *, compile: str = "whole", ready_s: float = Part.ready_s) -> tuple[Part, ...]:
     """The step with CLIPA's Flax modules and with open_clip."""
     return (
-        Part(f"{case}_flax", "step_flax.py", {"case": case, "remat": remat}),
-        Part(f"{case}_open_clip", "step_open_clip.py", {"case": case, "compile": compile}),
+        Part(f"{case}_flax", "step_flax.py", {"case": case}, ready_s),
+        Part(f"{case}_open_clip", "step_open_clip.py", {"case": case, "compile": compile}, ready_s),
     )
 
 
@@ -55,40 +55,40 @@ FORMS = (
 )
 """Forms of B/16 beside the one that is chosen by itself and the one written out."""
 
-_GLOBAL_BATCH = 32_768
 _TILES = {"micro_batch": 512, "loss_tile": 4096, "remat_image": "full", "remat_text": "full"}
+_GLOBAL_BATCH = form(
+    "global_batch", "h14", batch=32_768, stage=_TILES, optim={"moment_dtype": "bfloat16"}, steps=1, measure_s=75
+)
 
 WAVES: tuple[tuple[Part, ...], ...] = (
     (Part("ceilings", "ceilings.py", ready_s=60, measure_s=30),),
     (form("ours"), form("unroll", run={"layers": "unroll"}), *peers("b16")),
     FORMS[:3],
-    (form("ours", "h14"), *peers("h14", compile="blocks")),
+    (form("ours", "h14"), *peers("h14", compile="blocks", ready_s=140)),
     (
-        form(
-            "global_batch", "h14", batch=_GLOBAL_BATCH, stage=_TILES, optim={"moment_dtype": "bfloat16"}, steps=1,
-            measure_s=75,
-        ),
+        form("ours", "l16"),
+        *peers("l16", compile="blocks"),
+        _GLOBAL_BATCH,
         Part("embed_ours", "embed.py", {"case": "b16_224", "peer": "ours"}),
         Part("embed_open_clip", "embed.py", {"case": "b16_224", "peer": "open_clip"}),
     ),
-    (form("ours", "l16"), *peers("l16", compile="blocks")),
+    (Part("loader", "loader.py", ready_s=25, measure_s=45),),
     FORMS[3:],
-    (Part("loader", "loader.py", ready_s=60, measure_s=60),),
-)  # fmt: skip
+)
+_FORMS_WAVE = 2
 
 
 def waves(more: Path | None, only: list[str], *, tiny: bool) -> list[list[Part]]:
     """The parts that are asked for.
 
     Args:
-        more: a JSON list of lists of further parts, each an object with the fields of `Part`; waves of their own that
-            come right after the first comparison.
+        more: a JSON list of further parts, each an object with the fields of `Part`; they go with the first forms.
         only: names of parts; empty: all.
         tiny: rehearse.
     """
     found = [list(wave) for wave in WAVES]
     if more is not None:
-        found[2:2] = [[Part(**part) for part in wave] for wave in json.loads(more.read_text())]
+        found[_FORMS_WAVE][:0] = [Part(**part) for part in json.loads(more.read_text())]
     unknown = set(only) - {part.name for wave in found for part in wave}
     if unknown:
         raise ValueError(

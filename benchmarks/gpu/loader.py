@@ -48,7 +48,7 @@ def prepare(options: Options) -> tuple[Facts, Measure]:
     readers = 1 if tiny else os.cpu_count() or 1
     if tiny:
         loader_rate.BATCH = TINY_ROWS
-    images = 8 * TINY_ROWS if tiny else 1024 * readers
+    images = 8 * TINY_ROWS if tiny else 512 * readers
     folder = Path(tempfile.mkdtemp())
     pictures, files = jpegs(4 if tiny else 128)
     loader_rate.photo_jpegs = lambda count, **_: list(itertools.islice(itertools.cycle(files), count))

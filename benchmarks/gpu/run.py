@@ -248,7 +248,13 @@ def main() -> None:
     parser.add_argument("--clipa", type=Path, help="folder clipa_jax of a checkout of UCSC-VLAA/CLIPA")
     parser.add_argument("--budget_s", type=float, default=460.0, help="seconds for everything")
     parser.add_argument("--only", nargs="*", default=[], help="names of parts")
-    parser.add_argument("--more", type=Path, help="JSON with further waves of parts")
+    parser.add_argument("--more", type=Path, help="JSON with a list of further parts")
+    parser.add_argument(
+        "--abreast",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) // 2),
+        help="parts that compile next to each other; default: half the cores",
+    )
     parser.add_argument("--tiny", action="store_true", help="rehearse at tiny sizes on a CPU")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -258,7 +264,8 @@ def main() -> None:
         checked = check(run)
         if checked:
             for wave in chosen:
-                run_wave(run, wave)
+                for first in range(0, len(wave), arguments.abreast):
+                    run_wave(run, wave[first : first + arguments.abreast])
             run.say("done")
     print(table(run.records), flush=True)
     sys.exit(0 if checked else 2)
