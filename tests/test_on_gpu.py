@@ -33,7 +33,7 @@ def test_parts_that_fail_or_hang_end_no_other(tmp_path):
     assert 0 < step["ms_least"] <= step["ms"] <= step["ms_most"]
     assert step["ms_queued"] > 0
     assert step["plan_gib"] > 0
-    # It trains on one batch and the next in turn.
+    # It trains on one batch again and again.
     assert step["last_loss"] < step["first_loss"]
     assert "speed" in records["unknown_field"]["stderr"]
     assert "after 0 s" in records["too_slow"]["error"]

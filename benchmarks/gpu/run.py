@@ -88,7 +88,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            # A group, no session: whoever ends this run ends its parts.
+            # A group, so that what a part has started ends with it.
             process_group=0,
         )
         self._lines: queue.Queue[str] = queue.Queue()
@@ -258,6 +258,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="rehearse at tiny sizes on a CPU")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    # Whoever ends this run ends its parts: the exit passes through run_wave.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = waves(arguments.more, arguments.only, tiny=arguments.tiny)
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(arguments.out, arguments.budget_s, environment(arguments, Path(scratch)))

@@ -39,15 +39,14 @@ def prepare(options: Options) -> tuple[Facts, Measure]:
 
     def measure() -> Facts:
         state = structure.unflatten(begin())
-        batches = [to_global(found.pairs(), mesh) for _ in range(1 if options.get("steps") else 2)]
-        jax.block_until_ready((state, batches))
+        batch = to_global(found.pairs(), mesh)
+        jax.block_until_ready((state, batch))
         before = {f"{name}_before": value for name, value in jax_memory().items()}
-        count, losses = 0, []
+        losses = []
 
         def step() -> jax.Array:
-            nonlocal state, count
-            state, metrics = compiled(state, batches[count % len(batches)])
-            count += 1
+            nonlocal state
+            state, metrics = compiled(state, batch)
             losses.append(metrics["loss"])
             return metrics["loss"]
 
