@@ -45,12 +45,13 @@ def open_clip_model(config: CLIPConfig) -> Any:
     )
 
 
-def flax_model(config: CLIPConfig, checkout: Path) -> tuple[Any, Any]:
+def flax_model(config: CLIPConfig, checkout: Path, *, remat: str = "none") -> tuple[Any, Any]:
     """CLIPA's two towers and its contrastive loss.
 
     Args:
-        config: sizes; blocks are not rematerialised, the fastest that the peer can do where memory suffices.
+        config: sizes.
         checkout: folder `clipa_jax` of a checkout of UCSC-VLAA/CLIPA.
+        remat: its `remat_policy` of both towers; none, the fastest that the peer can do where memory suffices.
 
     Returns:
         The Flax module, and the loss of image embeddings, text embeddings and inverse temperature.
@@ -66,7 +67,7 @@ def flax_model(config: CLIPConfig, checkout: Path) -> tuple[Any, Any]:
     towers = importlib.import_module("models.two_towers")
     vision, text = config.vision, config.text
     sizes = {
-        tower: {"width": t.width, "depth": t.depth, "mlp_dim": t.hidden, "num_heads": t.heads}
+        tower: {"width": t.width, "depth": t.depth, "mlp_dim": t.hidden, "num_heads": t.heads, "remat_policy": remat}
         for tower, t in (("image", vision), ("text", text))
     }
     module = towers.Model(
