@@ -52,7 +52,7 @@ def sized(options: dict[str, Any]) -> Sized:
         case, batch, config, stage = _tiny(case, batch, config, stage)
     optim = OptimConfig(learning_rate=1e-3, warmup_steps=10, **options.get("optim", {}))
     whole = StageConfig(
-        samples=batch * 1000,
+        samples=batch * 100_000,  # Of the published length, by which `layers=auto` chooses.
         batch_size=batch,
         image_size=case.image_size,
         text_length=case.text_length,

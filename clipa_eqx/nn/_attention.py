@@ -36,14 +36,43 @@ def attend(
     Returns:
         What each query reads, per head.
     """
-    if kernel == "cudnn" and mask is None and query.dtype.itemsize == 2:
-        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    if kernel == "cudnn" and mask is None and _cudnn_takes(query):
+        return _attend_cudnn(query, key, value)
     wide = wide_dtype(query.dtype)
     logits = _products(query, key) * query.shape[-1] ** -0.5
     if mask is not None:
         logits = jnp.where(mask[None], logits, jnp.finfo(wide).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     return jnp.einsum("hqk,khd->qhd", weights, value)
+
+
+def _cudnn_takes(query: Float[Array, "queries heads head_dim"]) -> bool:
+    head_dim = query.shape[-1]
+    return query.dtype in (jnp.bfloat16, jnp.float16) and head_dim % 8 == 0 and head_dim <= 128
+
+
+def _attend_cudnn(
+    query: Float[Array, "queries heads head_dim"],
+    key: Float[Array, "keys heads head_dim"],
+    value: Float[Array, "keys heads head_dim"],
+) -> Float[Array, "queries heads head_dim"]:
+    """NVIDIA's fused kernel. JAX lets it train on even lengths alone, so an odd one gets a token that nobody sees."""
+    queries, keys = query.shape[0], key.shape[0]
+    if queries % 2 == 0 and keys % 2 == 0:
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    even = lambda x: jnp.pad(x, ((0, x.shape[0] % 2), (0, 0), (0, 0)))
+    # A choice between equals: the kernel needs the lengths of each example, and constants have none under `jax.vmap`.
+    one = query[0, 0, :1]
+    length = lambda count: jnp.where(one == one, jnp.int32(count), jnp.int32(count))
+    padded = jax.nn.dot_product_attention(
+        even(query),
+        even(key),
+        even(value),
+        query_seq_lengths=length(queries),
+        key_value_seq_lengths=length(keys),
+        implementation="cudnn",
+    )
+    return padded[:queries]
 
 
 @jax.custom_jvp
