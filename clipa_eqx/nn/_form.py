@@ -39,8 +39,7 @@ def form_for(platform: str, attention: AttentionKernel = "auto") -> Form:
     form = _FORMS.get(platform, Form())
     if attention == "xla" or (attention == "auto" and platform != "gpu"):
         return form
-    # The fused kernel keeps no matrix of weights, so recomputing the rest is cheap.
-    return dataclasses.replace(form, attention="cudnn", keep_products="always")
+    return dataclasses.replace(form, attention="cudnn")
 
 
 # Measured or estimated: what one more written-out block costs the compiler, over what it saves a step.
