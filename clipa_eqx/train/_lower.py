@@ -51,7 +51,7 @@ def as_executed(model: CLIP, config: RunConfig, stage: StageConfig, mesh: Mesh) 
         remat_image=stage.remat_image,
         remat_text=stage.remat_text,
         attention=config.attention,
-        platform=mesh.devices.flat[0].platform,
+        device=mesh.devices.flat[0],
         steps=stage.steps,
     )
 
