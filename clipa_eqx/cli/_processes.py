@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from .._checks import check_at_least
+from ..termination import shielded
 
 
 _GRACE_S = 60
@@ -53,8 +54,12 @@ class Processes:
         alone = threading.Timer(self.timeout_s, self._give_up)
         alone.daemon = True
         alone.start()
+        # It would take SIGTERM for itself and answer at a training step only, if one more comes.
+        jax.config.update("jax_enable_preemption_service", False)
         try:
-            jax.distributed.initialize(**known, initialization_timeout=self.timeout_s + _GRACE_S)
+            # A process that goes before the others know of it would leave them waiting.
+            with shielded():
+                jax.distributed.initialize(**known, initialization_timeout=self.timeout_s + _GRACE_S)
         except ValueError as error:
             raise ValueError(
                 f"--processes.coordinator auto finds no cluster that JAX knows ({error}); give HOST:PORT, "
