@@ -56,6 +56,8 @@ class _Watch:
         self.unsaved = False
         """Whether more was done than is on disk."""
         self._told = False
+        # A call to the service before this process has joined it would abort the process.
+        self._joined = _service() is not None
 
     @contextlib.contextmanager
     def on(self) -> Iterator[None]:
@@ -100,11 +102,11 @@ class _Watch:
                     return
                 if signal.SIGTERM in numbers and came is None:
                     came = time.monotonic()
-            # The service goes away with the process that holds it, and is not there before all have joined.
+            # The service goes away with the process that holds it.
             with contextlib.suppress(RuntimeError):
-                if came is not None:
+                if self._joined and came is not None:
                     self._tell()
-                elif self._wishes():
+                elif self._joined and self._wishes():
                     signal.pthread_kill(_main_ident(), signal.SIGTERM)
             if came is not None and time.monotonic() - came > _ANSWER_S and not (self.agreed or self.unsaved):
                 self._leave()
@@ -148,6 +150,7 @@ class _Watch:
         if self.agreed:
             raise Terminated
         state = _service()
+        self._joined = state is not None
         if state is not None:
             if self.received:
                 self._tell()
