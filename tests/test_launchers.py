@@ -197,7 +197,8 @@ def _kubernetes(pod):
 
 def _pod(subdomain):
     labels = {"job-name": "train"}
-    metadata = types.SimpleNamespace(labels=labels, name="train-0", owner_references=[])
+    owner = types.SimpleNamespace(controller=True, kind="Job")
+    metadata = types.SimpleNamespace(labels=labels, name="train-0", owner_references=[owner])
     return types.SimpleNamespace(metadata=metadata, spec=types.SimpleNamespace(subdomain=subdomain))
 
 
@@ -209,7 +210,7 @@ def _forbidden():
     ("pod", "part"),
     [
         (_forbidden, "403"),
-        (lambda: _pod(None), "add the following to the job"),
+        (lambda: _pod(None), "Pods within a job need a headless service"),
         (lambda: _pod("jaxpods"), "completionMode"),
     ],
     ids=["403", "no-subdomain", "not-indexed"],
@@ -223,7 +224,7 @@ def test_what_kubernetes_lacks_is_said_in_one_line(pod, part, asked, monkeypatch
     environment = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "HOSTNAME": "train-0"}
     with pytest.raises(ValueError, match=part) as refused:
         asked(environment, coordinator="auto")
-    for name in ("_pod", "_job", "_headless_svc"):
+    for name in ("_pod", "_job", "_headless_svc", "_controller"):
         vars(cluster)[name].__func__.cache_clear()
     assert "\n" not in str(refused.value)
     assert "experiments/train_jobset.yaml" in str(refused.value)

@@ -102,7 +102,8 @@ class Processes:
         return known
 
     def _why_not(self, error: Exception) -> str:
-        said = " ".join(str(error).split())
+        # Kubernetes' message goes on with a manifest, between fences.
+        said = " ".join(str(error).partition("```")[0].split())
         if self.coordinator != "auto":
             return f"--processes.coordinator {self.coordinator}: no connection ({said})."
         needs = "give HOST:PORT, --processes.count and --processes.index"
