@@ -18,14 +18,15 @@ from .._types import Key
 from ..config import config_to_json, RunConfig, stage_model, StageConfig
 from ..data import BatchIterator, open_texts, PairSource, Tokenizer, training_batches
 from ..models import CLIP, make_clip, save_weights, transfer
-from ..sharding import make_mesh, place, replicate, whole_on_one_device
+from ..sharding import make_mesh, place, replicate, texts_of_all, whole_on_one_device
+from ..termination import conclude, hold, interruptible, meet, shielded, Terminated, watching
 from ._checkpoint import Checkpoints
+from ._compile import compile_step
 from ._hot_path import HotPath
 from ._layout import state_shardings
 from ._lower import as_executed, lower_step
-from ._metrics import last_evaluation, StageLog
+from ._metrics import evaluated, last_evaluation, StageLog
 from ._optim import make_optimizer, make_schedule, trainable_mask
-from ._preemption import Preemption
 from ._profile import Profile
 from ._run_dir import RunDirectory
 from ._start import open_run
@@ -80,8 +81,24 @@ def train(
             processes differ in what they start.
         FileNotFoundError: data or vocabulary are missing.
         FloatingPointError: the loss is no longer finite.
-        InterruptedError: SIGTERM came; a checkpoint was written, from which the same call continues.
+        InterruptedError: SIGTERM came; what was done is saved, and the same call continues from there.
     """
+    with watching(), shielded():
+        try:
+            return _train(config, run_dir, evaluators, profile_steps, console=console)
+        except Terminated:
+            conclude()
+            raise InterruptedError("stopped by SIGTERM with nothing to save") from None
+
+
+def _train(
+    config: RunConfig,
+    run_dir: Path,
+    evaluators: Sequence[Evaluator],
+    profile_steps: range | None,
+    *,
+    console: bool,
+) -> RunResult:
     began = time.perf_counter()
     paths = RunDirectory(run_dir)
     config, tokenizer, pairs, changes = together(lambda: open_run(config, paths, profile_steps))
@@ -97,9 +114,9 @@ def train(
 
     model_key, stage_keys = run_keys(config.seed, len(config.stages))
     end = StageEnd(eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key), None, {})
-    with Preemption() as preemption, Profile(profile_steps if primary else None, paths.profile) as profile:
+    with Profile(profile_steps if primary else None, paths.profile) as profile:
         for place, key in enumerate(stage_keys):
-            end = _train_stage(run, place, end.model, preemption, profile, key=key)
+            end = _train_stage(run, place, end.model, profile, key=key)
     if primary:
         save_weights(end.model, paths.model)
         if end.average is not None:
@@ -131,7 +148,7 @@ class StageEnd(NamedTuple):
     evaluation: dict[str, float]
 
 
-def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, profile: Profile, *, key: Key) -> StageEnd:
+def _train_stage(run: _Run, place: int, model: CLIP, profile: Profile, *, key: Key) -> StageEnd:
     """Train one stage from its newest checkpoint, or else from `model`."""
     config, stage = run.config, run.config.stages[place]
     model = transfer(model, stage_model(config, stage), image_positions=stage.position_transfer)
@@ -143,47 +160,64 @@ def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, pro
     steps_before = sum(earlier.steps for earlier in config.stages[:place])
 
     with contextlib.ExitStack() as stack:
+        stack.callback(hold, False)
         checkpoints = stack.enter_context(Checkpoints(run.paths.checkpoints(stage.name), config.checkpoint))
-        start = checkpoints.latest_step() or 0
+        saved = checkpoints.latest_step()
+        step = start = saved or 0
         profile.resume(steps_before + start)
-        state = _state_at(start, run, stage, model, optimizer, checkpoints, position, key=key)
-        if start == stage.steps:
+        state = _state_at(saved, run, stage, model, optimizer, checkpoints, position, key=key)
+        owed = _owes_evaluation(run, stage, start)
+        if start == stage.steps and not owed:
             return _end(state, run, stage, last_evaluation(run.paths, stage))
 
         log = stack.enter_context(
             StageLog(config, place, run.paths, start=start, write=run.primary, console=run.console)
         )
-        batches = stack.enter_context(contextlib.closing(_open_batches(run, stage, data_seed, start)))
-        # Ahead of the first batch, so that the compiler's time is known and the readers fill their buffers meanwhile.
-        tick = time.perf_counter()
-        train_step = lower_step(config, stage, run.mesh).compile()
-        log.compiled(time.perf_counter() - tick)
-        hot_path = HotPath(train_step, batches, run.mesh, log, steps=stage.steps - start)
         results: dict[str, float] = {}
-        for step in range(start + 1, stage.steps + 1):
-            profile.begin(steps_before + step, state)
-            with jax.profiler.StepTraceAnnotation("train", step_num=steps_before + step):
-                state = hot_path.advance(step, state)
-            profile.end(steps_before + step, state)
+        try:
+            if owed:
+                results = _evaluate(run, state, log, step)
+            if start == stage.steps:
+                return _end(state, run, stage, results)
+            batches = stack.enter_context(contextlib.closing(_open_batches(run, stage, data_seed, start)))
+            # Ahead of the first batch: the compiler's time is known, and the readers fill their buffers meanwhile.
+            tick = time.perf_counter()
+            with interruptible():
+                lowered = lower_step(config, stage, run.mesh)
+            train_step = compile_step(lowered)
+            log.compiled(time.perf_counter() - tick)
+            hot_path = HotPath(train_step, batches, run.mesh, log, steps=stage.steps - start)
+            hold(True)
+            while step < stage.steps:
+                profile.begin(steps_before + step + 1, state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=steps_before + step + 1):
+                    state = hot_path.advance(step + 1, state)
+                step += 1
+                profile.end(steps_before + step, state)
 
-            stop = preemption.reached(steps_before + step)
-            evaluate = bool(run.evaluators) and not stop and _due(step, config.evaluation.every_steps, stage)
-            save = stop or _due(step, config.checkpoint.every_steps, stage)
-            if evaluate or save or _due(step, config.log_every_steps, stage):
+                evaluate = bool(run.evaluators) and _due(step, config.evaluation.every_steps, stage)
+                save = _due(step, config.checkpoint.every_steps, stage)
+                if evaluate or save or _due(step, config.log_every_steps, stage):
+                    log.flush()
+                if evaluate:
+                    results = _evaluate(run, state, log, step)
+                if save:
+                    # After the records of this step: what a checkpoint continues from is already on file.
+                    checkpoints.save(step, state, position | {"batches": step})
+                    saved = step
+        except Terminated:
+            conclude()
+            if saved != step:
                 log.flush()
-            if evaluate:
-                results = _evaluate(run, state)
-                log.evaluation(step, results)
-            if save:
-                # After the records of this step: what a checkpoint continues from is already on file.
                 checkpoints.save(step, state, position | {"batches": step})
-            if stop:
-                raise InterruptedError(f"stopped by SIGTERM after step {step} of stage {stage.name!r}, which is saved")
+            raise InterruptedError(
+                f"stopped by SIGTERM after step {step} of stage {stage.name!r}, which is saved"
+            ) from None
         return _end(state, run, stage, results)
 
 
 def _state_at(
-    step: int,
+    step: int | None,
     run: _Run,
     stage: StageConfig,
     model: CLIP,
@@ -193,7 +227,7 @@ def _state_at(
     *,
     key: Key,
 ) -> TrainState:
-    """The state of a checkpoint, or that before the first step; each device gets its own part and no more.
+    """The state of a checkpoint, or, with None, that before the first step; each device gets its own part and no more.
 
     The arrays of `model` are given up, lest the weights are held twice for as long as the stage lasts.
     """
@@ -204,7 +238,7 @@ def _state_at(
 
     shapes = jax.eval_shape(first, model, key)
     shardings = state_shardings(shapes, run.config.shard, run.mesh)
-    if step:
+    if step is not None:
         put = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
         state, saved = checkpoints.restore(step, jax.tree.map(put, shapes, shardings))
         _check_position(saved, position, run.config.data.train or ", ".join(run.config.data.mixture))
@@ -226,10 +260,22 @@ def _due(step: int, every: int, stage: StageConfig) -> bool:
     return step == stage.steps or (every > 0 and step % every == 0)
 
 
-def _evaluate(run: _Run, state: TrainState) -> dict[str, float]:
+def _evaluate(run: _Run, state: TrainState, log: StageLog, step: int) -> dict[str, float]:
+    """Measure the state and record it. SIGTERM ends it; the evaluation is owed then."""
     model = state.averaged_model if run.config.evaluation.ema else state.model
     whole = cast(CLIP, whole_on_one_device(model, run.mesh))
-    return {name: value for evaluator in run.evaluators for name, value in evaluator(whole).items()}
+    with interruptible():
+        results = {name: value for evaluator in run.evaluators for name, value in evaluator(whole).items()}
+    meet()
+    log.evaluation(step, results)
+    return results
+
+
+def _owes_evaluation(run: _Run, stage: StageConfig, step: int) -> bool:
+    """Whether the run was stopped after a step, before the evaluation that was due then."""
+    if not run.evaluators or step == 0 or not _due(step, run.config.evaluation.every_steps, stage):
+        return False
+    return texts_of_all(str(not evaluated(run.paths, stage, step)))[0] == str(True)
 
 
 def _data_seed(seed: int, place: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ..sharding import texts_of_all
+from ..termination import interruptible
 from ._run_dir import differences
 
 
@@ -20,18 +21,20 @@ def together(action: Callable[[], _T]) -> _T:
     A process that failed alone would leave the others waiting for it in their next common operation.
 
     Args:
-        action: what each process does by itself; it may not communicate.
+        action: what each process does by itself, and gives up at SIGTERM; it may not communicate.
 
     Returns:
         What it gave on this process.
 
     Raises:
         ValueError: it failed on another process; on the process where it fails, its own error.
+        Terminated: SIGTERM came, to this process or another.
     """
     error: Exception | None = None
     result: Any = None
     try:
-        result = action()
+        with interruptible():
+            result = action()
     except (ValueError, OSError, ImportError) as caught:
         error = caught
     faults = texts_of_all(f"{type(error).__name__}: {error}" if error else "")
