@@ -11,26 +11,25 @@ from typing import Any, cast, NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from .._types import Key
 from ..config import config_to_json, RunConfig, stage_model, StageConfig
 from ..data import BatchIterator, open_texts, PairSource, Tokenizer, training_batches
-from ..models import CLIP, make_clip, save_weights, transfer
-from ..sharding import make_mesh, place, replicate, texts_of_all, whole_on_one_device
+from ..models import CLIP, make_clip, save_weights
+from ..sharding import make_mesh, texts_of_all, whole_on_one_device
 from ..termination import conclude, hold, interruptible, meet, shielded, Terminated, watching
 from ._checkpoint import Checkpoints
 from ._compile import compile_step
 from ._hot_path import HotPath
-from ._layout import state_shardings
-from ._lower import as_executed, lower_step
 from ._metrics import evaluated, last_evaluation, StageLog
-from ._optim import make_optimizer, make_schedule, trainable_mask
+from ._optim import GivenOptimizer
+from ._parts import KeepImage, KeepText, Loss, Parts
 from ._profile import Profile
 from ._run_dir import RunDirectory
-from ._start import open_run
-from ._state import init_state, run_keys, TrainState
+from ._stage import abstract_batch, first_state, StageStart, start_stage
+from ._start import Given, GivenModel, open_run
+from ._state import run_keys, TrainState
 from ._together import check_same, together
 
 
@@ -53,8 +52,15 @@ class RunResult:
 
 def train(
     config: RunConfig,
-    run_dir: Path,
+    run_dir: Path | str,
     *,
+    model: GivenModel | None = None,
+    pairs: PairSource | None = None,
+    tokenizer: Tokenizer | None = None,
+    keep_image: KeepImage | None = None,
+    keep_text: KeepText | None = None,
+    loss: Loss | None = None,
+    optimizer: GivenOptimizer | None = None,
     evaluators: Sequence[Evaluator] = (),
     profile_steps: range | None = None,
     console: bool = True,
@@ -66,10 +72,21 @@ def train(
     the weights of the one before, with positions moved to its sizes by [`transfer`][clipa_eqx.models.transfer] and a
     fresh optimiser, as CLIPA tunes.
 
+    What the config names can be given as a value instead. The run's record then names it, and the run is not resumed
+    without it.
+
     Args:
         config: the run.
         run_dir: where `config.json`, `metrics.jsonl`, checkpoints and, at the end, `model.safetensors` go. With several
             processes, a folder that all of them see.
+        model: the weights that the first stage starts from, of `config.model` but for image size and text length; or a
+            function that loads them, which is called only where no checkpoint is there to go on from. None: drawn.
+        pairs: training pairs, in place of `config.data.train`.
+        tokenizer: in place of `config.data.tokenizer`.
+        keep_image: chooses patches in the stages that keep a part of them, in place of `image_reduction`.
+        keep_text: chooses tokens, in place of `text_reduction`.
+        loss: in place of the stages' `loss`.
+        optimizer: in place of the stages' `optim`, of which the frozen arrays count still.
         evaluators: called as `config.evaluation.every_steps` says and at the end of each stage; by all processes at
             once, so they may share the work.
         profile_steps: steps of which the first process writes a trace into `profile/`, as `range(10, 13)` for the steps
@@ -85,7 +102,8 @@ def train(
     """
     with watching(), shielded():
         try:
-            return _train(config, run_dir, evaluators, profile_steps, console=console)
+            given = Given(model, pairs, tokenizer, Parts(keep_image, keep_text, loss, optimizer))
+            return _train(config, Path(run_dir), given, evaluators, profile_steps, console=console)
         except Terminated:
             conclude()
             raise InterruptedError("stopped by SIGTERM with nothing to save") from None
@@ -94,6 +112,7 @@ def train(
 def _train(
     config: RunConfig,
     run_dir: Path,
+    given: Given,
     evaluators: Sequence[Evaluator],
     profile_steps: range | None,
     *,
@@ -101,19 +120,26 @@ def _train(
 ) -> RunResult:
     began = time.perf_counter()
     paths = RunDirectory(run_dir)
-    config, tokenizer, pairs, changes = together(lambda: open_run(config, paths, profile_steps))
+    opened = together(lambda: open_run(config, paths, given, profile_steps))
+    config, tokenizer, pairs = opened.config, opened.tokenizer, opened.pairs
     check_same({"config": config_to_json(config), "data": pairs.fingerprint, "vocabulary": tokenizer.fingerprint})
     primary = jax.process_index() == 0
     if primary:
         paths.claim(config)
         tokenizer.save(paths.tokenizer)
-    run = _Run(config, paths, pairs, tokenizer, make_mesh(), tuple(evaluators), primary=primary, console=console)
+    run = _Run(
+        config, paths, pairs, tokenizer, given.parts, make_mesh(), tuple(evaluators), primary=primary, console=console
+    )
     if console and primary:
-        for change in changes:
+        for change in opened.changes:
             sys.stderr.write(f"Continues with another {change}: same weights up to rounding\n")
 
     model_key, stage_keys = run_keys(config.seed, len(config.stages))
-    end = StageEnd(eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key), None, {})
+    model = opened.model
+    if model is None:
+        model = eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key)
+    end = StageEnd(model, None, {})
+    del model, opened
     with Profile(profile_steps if primary else None, paths.profile) as profile:
         for place, key in enumerate(stage_keys):
             end = _train_stage(run, place, end.model, profile, key=key)
@@ -132,6 +158,7 @@ class _Run:
     paths: RunDirectory
     pairs: PairSource
     tokenizer: Tokenizer
+    parts: Parts
     mesh: Mesh
     evaluators: tuple[Evaluator, ...]
     primary: bool
@@ -151,10 +178,7 @@ class StageEnd(NamedTuple):
 def _train_stage(run: _Run, place: int, model: CLIP, profile: Profile, *, key: Key) -> StageEnd:
     """Train one stage from its newest checkpoint, or else from `model`."""
     config, stage = run.config, run.config.stages[place]
-    model = transfer(model, stage_model(config, stage), image_positions=stage.position_transfer)
-    model = as_executed(model, config, stage, run.mesh)
-    schedule = make_schedule(stage.optim, stage.steps)
-    optimizer = make_optimizer(stage.optim, schedule, model)
+    begin = start_stage(config, stage, model, run.mesh, run.parts)
     data_seed = _data_seed(config.seed, place)
     position = {"seed": data_seed, "fingerprint": run.pairs.fingerprint}
     steps_before = sum(earlier.steps for earlier in config.stages[:place])
@@ -165,7 +189,7 @@ def _train_stage(run: _Run, place: int, model: CLIP, profile: Profile, *, key: K
         saved = checkpoints.latest_step()
         step = start = saved or 0
         profile.resume(steps_before + start)
-        state = _state_at(saved, run, stage, model, optimizer, checkpoints, position, key=key)
+        state = _state_at(saved, run, stage, begin, checkpoints, position, key=key)
         owed = _owes_evaluation(run, stage, start)
         if start == stage.steps and not owed:
             return _end(state, run, stage, last_evaluation(run.paths, stage))
@@ -183,7 +207,7 @@ def _train_stage(run: _Run, place: int, model: CLIP, profile: Profile, *, key: K
             # Ahead of the first batch: the compiler's time is known, and the readers fill their buffers meanwhile.
             tick = time.perf_counter()
             with interruptible():
-                lowered = lower_step(config, stage, run.mesh)
+                lowered = begin.step.lower(begin.state, abstract_batch(config.data, stage, run.mesh))
             train_step = compile_step(lowered)
             log.compiled(time.perf_counter() - tick)
             hot_path = HotPath(train_step, batches, run.mesh, log, steps=stage.steps - start)
@@ -220,33 +244,24 @@ def _state_at(
     step: int | None,
     run: _Run,
     stage: StageConfig,
-    model: CLIP,
-    optimizer: optax.GradientTransformation,
+    begin: StageStart,
     checkpoints: Checkpoints,
     position: dict[str, Any],
     *,
     key: Key,
 ) -> TrainState:
-    """The state of a checkpoint, or, with None, that before the first step; each device gets its own part and no more.
+    """The state of a checkpoint, or, with None, that before the first step.
 
-    The arrays of `model` are given up, lest the weights are held twice for as long as the stage lasts.
+    The arrays that the stage starts from are given up, lest the weights are held twice for as long as it lasts.
     """
-
-    def first(model: CLIP, key: Key) -> TrainState:
-        averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
-        return init_state(model, optimizer, averaged=averaged, key=key)
-
-    shapes = jax.eval_shape(first, model, key)
-    shardings = state_shardings(shapes, run.config.shard, run.mesh)
     if step is not None:
-        put = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-        state, saved = checkpoints.restore(step, jax.tree.map(put, shapes, shardings))
+        state, saved = checkpoints.restore(step, begin.state)
         _check_position(saved, position, run.config.data.train or ", ".join(run.config.data.mixture))
     else:
-        start = jax.jit(first, out_shardings=shardings, donate_argnums=0)
-        state = start(place(model, shardings.model), replicate(key, run.mesh))
-    for array in jax.tree.leaves(model):
-        array.delete()
+        state = first_state(begin, stage, run.mesh, key=key)
+    for array in jax.tree.leaves(begin.model):
+        if isinstance(array, jax.Array):
+            array.delete()
     return state
 
 
