@@ -8,7 +8,7 @@ from pathlib import Path
 import equinox as eqx
 import jax
 
-from .config import load_run_config, RunConfig, stage_model
+from .config import CLIPConfig, config_to_json, load_run_config, RunConfig, stage_model
 from .data import load_tokenizer
 from .interop import (
     load_big_vision,
@@ -21,7 +21,7 @@ from .interop import (
     Pretrained,
 )
 from .models import CLIP, load_weights, make_clip
-from .train import check_frozen, load_checkpoint, newest_checkpoint
+from .train import check_frozen, differences, load_checkpoint, newest_checkpoint
 
 
 _HUB_PREFIX = "hf-hub:"
@@ -38,7 +38,7 @@ def open_start(name: str) -> Pretrained | ImageTower:
     """Open what `init_from` names.
 
     Args:
-        name: a run directory, finished or not; one checkpoint folder of a run; a directory of open_clip or Hugging Face;
+        name: a run directory, finished or not; a checkpoint folder of a run; a directory of open_clip or Hugging Face;
             hf-hub:org/name; a file of OpenAI's, CLIPA-JAX's or big_vision's weights, or of a timm or MAE image tower;
             a `checkpoint_N` folder of CLIPA's branch t5x; a `model.safetensors` of a run.
 
@@ -54,9 +54,7 @@ def open_start(name: str) -> Pretrained | ImageTower:
     if name.startswith(_HUB_PREFIX):
         return load_pretrained(name)
     if not path.exists():
-        raise FileNotFoundError(
-            f"There are no weights at {name}: give a path, or hf-hub:org/name."
-        )
+        raise FileNotFoundError(f"There are no weights at {name}: give a path, or hf-hub:org/name.")
     return _directory(path) if path.is_dir() else _file(path)
 
 
@@ -76,10 +74,46 @@ def starting_model(config: RunConfig) -> CLIP:
     model_key, _ = jax.random.split(jax.random.key(config.seed))
     drawn = eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key)
     found = load_image_tower(start.path, drawn)
+    loaded = lambda name: name.startswith("vision.") and not name.startswith(found.kept)
+    name_of = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")
+    remaining = jax.tree_util.tree_map_with_path(lambda path, leaf: None if loaded(name_of(path)) else leaf, drawn)
     for stage in config.stages:
-        kept = eqx.tree_at(lambda clip: clip.vision, drawn, None)
-        check_frozen(stage.optim, drawn=kept)
+        check_frozen(stage.optim, drawn=remaining)
     return found.model
+
+
+# What comes with the weights, whatever a recipe says: how pixels are normalised, and how the model computes.
+_OF_WEIGHTS = (
+    "pixel_mean",
+    "pixel_std",
+    "activation",
+    "norm_eps",
+    "image_size",
+    "position",
+    "context_length",
+    "drop_path",
+)
+
+
+def check_same_model(found: CLIPConfig, wanted: CLIPConfig) -> None:
+    """Make sure that weights are of the model that a recipe trains, but for sizes and what comes with them.
+
+    Raises:
+        ValueError: with every field in which they differ.
+    """
+    before, after = config_to_json(found), config_to_json(wanted)
+    faults = [
+        fault
+        for fault in differences(before, after)
+        if fault.split(":")[0].split(".")[-1] not in (*_OF_WEIGHTS, "pad_id", "end_id", "init_logit_scale")
+        and ".pixel_" not in fault
+    ]
+    if faults:
+        listed = "\n".join(f"  - {fault}" for fault in faults).replace(" there,", " in the weights,")
+        raise ValueError(
+            f"These weights are of another model than the recipe's:\n{listed.replace(' here', ' in the recipe')}\n"
+            "Leave the recipe out to fine-tune them as they are, or name one of their size."
+        )
 
 
 def checkpoint_pretrained(folder: Path) -> Pretrained:

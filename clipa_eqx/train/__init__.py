@@ -25,7 +25,7 @@ from ._optim import (
 from ._parts import KeepImage as KeepImage, KeepText as KeepText, Loss as Loss
 from ._profile import check_profile as check_profile
 from ._records import Records as Records
-from ._run_dir import RunDirectory as RunDirectory
+from ._run_dir import differences as differences, RunDirectory as RunDirectory
 from ._stage import lower_step as lower_step
 from ._start import check_layout as check_layout, check_vocabulary as check_vocabulary
 from ._state import init_state as init_state, run_keys as run_keys, TrainState as TrainState

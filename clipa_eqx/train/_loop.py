@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, NamedTuple
+from typing import Any, cast, NamedTuple, SupportsFloat
 
 import equinox as eqx
 import jax
@@ -33,8 +33,9 @@ from ._state import run_keys, TrainState
 from ._together import check_same, together
 
 
-Evaluator = Callable[[CLIP], Mapping[str, float]]
-"""Measures a model, all processes together. It sees the image size and text length in `model.config`."""
+Evaluator = Callable[[CLIP], Mapping[str, SupportsFloat]]
+"""Measures a model by any scalars, JAX's too, all processes together. It sees image size and text length in
+`model.config`."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ def _evaluate(run: _Run, state: TrainState, log: StageLog, step: int) -> dict[st
     model = state.averaged_model if run.config.evaluation.ema else state.model
     whole = cast(CLIP, whole_on_one_device(model, run.mesh))
     with interruptible():
-        results = {name: value for evaluator in run.evaluators for name, value in evaluator(whole).items()}
+        results = {name: float(value) for evaluator in run.evaluators for name, value in evaluator(whole).items()}
     meet()
     log.evaluation(step, results)
     return results
