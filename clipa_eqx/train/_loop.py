@@ -29,9 +29,9 @@ from ._metrics import evaluated, last_evaluation, StageLog
 from ._optim import make_optimizer, make_schedule, trainable_mask
 from ._profile import Profile
 from ._run_dir import RunDirectory
-from ._start import open_run
+from ._start import fingerprints, open_run
 from ._state import init_state, run_keys, TrainState
-from ._together import check_same, together
+from ._together import check_same, check_shared, check_versions, together
 
 
 Evaluator = Callable[[CLIP], Mapping[str, float]]
@@ -101,12 +101,19 @@ def _train(
 ) -> RunResult:
     began = time.perf_counter()
     paths = RunDirectory(run_dir)
+    check_versions()
     config, tokenizer, pairs, changes = together(lambda: open_run(config, paths, profile_steps))
-    check_same({"config": config_to_json(config), "data": pairs.fingerprint, "vocabulary": tokenizer.fingerprint})
+    check_same({"config": config_to_json(config)} | fingerprints(pairs, tokenizer))
     primary = jax.process_index() == 0
-    if primary:
-        paths.claim(config)
-        tokenizer.save(paths.tokenizer)
+
+    def claim() -> None:
+        if primary:
+            with shielded():
+                paths.claim(config, fingerprints(pairs, tokenizer))
+                tokenizer.save(paths.tokenizer)
+
+    together(claim)
+    check_shared(paths)
     run = _Run(config, paths, pairs, tokenizer, make_mesh(), tuple(evaluators), primary=primary, console=console)
     if console and primary:
         for change in changes:

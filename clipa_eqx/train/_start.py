@@ -33,7 +33,13 @@ def open_run(
     check_profile(config, profile_steps)
     tokenizer = load_tokenizer(config.data.tokenizer)
     check_vocabulary(config, tokenizer)
-    return config, tokenizer, open_pairs(config.data), paths.check(config)
+    pairs = open_pairs(config.data)
+    return config, tokenizer, pairs, paths.check(config, fingerprints(pairs, tokenizer))
+
+
+def fingerprints(pairs: PairSource, tokenizer: Tokenizer) -> dict[str, str]:
+    """Of what a run reads, wherever it lies."""
+    return {"data": pairs.fingerprint, "vocabulary": tokenizer.fingerprint}
 
 
 def check_layout(config: RunConfig, num_devices: int) -> None:
