@@ -18,7 +18,7 @@ from ._batch import Arrays, BatchReader, Fault, Part
 _CLOSE_S = 2.0
 """How long closing waits for workers to end."""
 
-_FOR_PARENT = (signal.SIGINT, signal.SIGTERM)
+_FOR_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that reach the whole group of processes, or all those of a machine, and that the parent answers."""
 
 _Faults = tuple[Fault, ...]
