@@ -30,7 +30,7 @@ ClusterName=clipa
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
 AuthType=auth/munge
-AuthInfo=socket={root}/munge.socket,cred_expire=3
+AuthInfo=socket={root}/munge.socket,cred_expire=5
 CryptoType=crypto/munge
 SlurmUser={user}
 SlurmdUser=root
@@ -49,8 +49,8 @@ SelectTypeParameters=CR_CPU
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 ReturnToService=2
-NodeName=n0 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 State=UNKNOWN
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 State=UNKNOWN
+NodeName=127.0.0.1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 State=UNKNOWN
+NodeName=127.0.0.2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -78,7 +78,9 @@ def _ports(count):
 def cluster(tmp_path_factory):
     """A SLURM cluster; gives the environment in which its commands find it."""
     root = tmp_path_factory.mktemp("slurm")
-    for name in ("state", "spool-n0", "spool-n1"):
+    # Processes find the first one by the name of its node, which must be known here.
+    nodes = ("127.0.0.1", "127.0.0.2")
+    for name in ("state", *(f"spool-{node}" for node in nodes)):
         (root / name).mkdir()
     (root / "munge.key").write_bytes(os.urandom(128))
     (root / "munge.key").chmod(0o400)
@@ -88,7 +90,7 @@ def cluster(tmp_path_factory):
     files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log"}
     munged = ["munged", "--force", *(f"--{name}={root / file}" for name, file in files.items())]
     munged.append(f"--seed-file={root / 'munge.seed'}")
-    daemons = [["slurmctld", "-D"], ["slurmd", "-D", "-N", "n0"], ["slurmd", "-D", "-N", "n1"]]
+    daemons = [["slurmctld", "-D"], *(["slurmd", "-D", "-N", node] for node in nodes)]
     started = []
     try:
         started.append(
@@ -103,6 +105,11 @@ def cluster(tmp_path_factory):
         _until(lambda: _call(environment, "sinfo", "-h", "-o", "%D %T").strip() == "2 idle", 60)
         yield environment
     finally:
+        # Tasks outlive the daemons that started them.
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            _call(environment, "scancel", "--full", "--signal=KILL", "--user=root")
+            _call(environment, "scancel", "--user=root")
+            _until(lambda: not _call(environment, "squeue", "-h").strip(), 60)
         for process in reversed(started):
             process.terminate()
         for process in started:
