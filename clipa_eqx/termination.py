@@ -1,10 +1,10 @@
 """SIGTERM, the request to save and stop: noted at any moment, answered by all processes of a run at the same point.
 
 Clusters send it before they take a machine back, to one process of a run or to all; SLURM is often told to send SIGUSR1
-instead, which means the same here. What may be given up stands in
-`interruptible`: there the main thread is torn out at once by `Terminated`. Everything else is left alone until the
-processes next `meet`, where they all learn whether one of them wishes to stop. Between a part that may be given up and
-the next meeting nothing may wait for another process, since that one may have been torn out of its own.
+instead, which means the same here. What may be given up stands in `interruptible`: there the main thread is torn out at
+once by `Terminated`. Everything else is left alone until the processes next `meet`, where they all learn whether one of
+them wishes to stop. Between a part that may be given up and the next meeting nothing may wait for another process,
+since that one may have been torn out of its own.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from typing import Any
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Those that ask a run to save and stop."""
 EXIT_CODE = 128 + signal.SIGTERM
 """What a process that SIGTERM ended gives back, as a shell has it: 143."""
 _LOOK_S = 1.0
@@ -159,8 +160,11 @@ class _Watch:
                 self._tell()
             with self._lock:
                 self._meetings += 1
-            state.client.wait_at_barrier(_MEETING, _LONGEST_WAIT_MS)
-            self.agreed = any(meeting <= self._meetings for meeting in self._wishes())
+            try:
+                state.client.wait_at_barrier(_MEETING, _LONGEST_WAIT_MS)
+                self.agreed = any(meeting <= self._meetings for meeting in self._wishes())
+            except RuntimeError as error:
+                raise ConnectionError(f"Another process of this run has ended: {str(error).splitlines()[0]}") from error
         elif self.received:
             self.agreed = True
         if self.agreed:
@@ -218,6 +222,7 @@ def meet() -> None:
 
     Raises:
         Terminated: on all of them, if SIGTERM came to one.
+        ConnectionError: one of them has ended.
     """
     _watch.meet()
 

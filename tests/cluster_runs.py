@@ -152,9 +152,9 @@ def _tiny(recipe, data):
     recipe = scale_recipe(recipe, 1e-9)
     small = {"width": 16, "depth": 2, "heads": 2, "hidden": 32}
     vision = dataclasses.replace(recipe.model.vision, **small)
-    text = dataclasses.replace(recipe.model.text, **small, vocab_size=32)
-    if text.end_id >= 0:
-        text = dataclasses.replace(text, end_id=3)
+    # The small vocabulary is of word pieces, without a token that ends a text.
+    pool = "last" if recipe.model.text.pool == "end" else recipe.model.text.pool
+    text = dataclasses.replace(recipe.model.text, **small, vocab_size=32, end_id=-1, pool=pool)
     stages = tuple(
         dataclasses.replace(
             stage, batch_size=8, samples=16, optim=dataclasses.replace(stage.optim, warmup_steps=1, cooldown_steps=0)

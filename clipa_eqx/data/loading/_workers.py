@@ -179,11 +179,11 @@ class _ChildWorker:
         arguments = (reader, most_rows, other, self._memory, self._row)
         self._process = context.Process(target=_serve_parent, args=arguments, daemon=True)
         # Held back until the child ignores them; this thread's wait until the child has begun.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
         try:
             self._process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_PARENT)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         other.close()
 
     @property
