@@ -50,7 +50,8 @@ class ImageReader(Preprocess):
             ValueError: `image` is something else.
         """
         pixels = self.decode(image).astype(np.float32) / np.float32(255)
-        return (pixels - np.float32(self.pixel_mean)) / np.float32(self.pixel_std)
+        mean, std = (np.asarray(value, np.float32) for value in (self.pixel_mean, self.pixel_std))
+        return (pixels - mean) / std
 
     def decode(self, image: Picture) -> UInt8[np.ndarray, "height width 3"]:
         """The same before it is normalised: as bytes, a quarter of the memory.
@@ -68,17 +69,17 @@ class ImageReader(Preprocess):
                 f"An image must be a PIL.Image, a path or the bytes of a file, got {type(image).__name__}; "
                 "PIL.Image.fromarray makes one of uint8 pixels."
             )
-        path = image if isinstance(image, str | Path) else None
         try:
             return eval_image(
-                image if path is None else Path(path).read_bytes(),
+                Path(image).read_bytes() if isinstance(image, str | Path) else image,
                 self.image_size,
                 resize=self.resize,
                 interpolation=self.interpolation,
                 max_pixels=DataConfig.max_pixels,
             )
         except ImageError as error:
-            raise ImageError(f"This picture cannot be used: {path or 'not a file'}: {error}.") from error
+            named = f" {image}" if isinstance(image, str | Path) else ""
+            raise ImageError(f"The picture{named} cannot be used: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class TextTokenizer(Tokenizer):
         Args:
             texts: one text, which makes one row, or several.
         """
-        return self.encode_batch(listed(texts), self.context_length)
+        return self.encode_batch(list(listed(texts)), self.context_length)
 
 
 def listed(items: Any) -> Iterable[Any]:
