@@ -92,6 +92,8 @@ class TextTokenizer(Tokenizer):
     def __call__(self, texts: str | Iterable[str]) -> Int32[np.ndarray, "texts length"]:
         """Token ids as the text tower takes them: a longer text keeps its first pieces, a shorter one is padded.
 
+        What a protocol of `clipa evaluate` does to texts besides (`canonicalize`, `text_reduction`) is not done here.
+
         Args:
             texts: one text, which makes one row, or several.
         """
