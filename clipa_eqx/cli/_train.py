@@ -94,7 +94,12 @@ class Train:
         run_dir = self.run_dir or Path("runs") / config.recipe
 
         def check() -> None:
-            check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+            check_run(
+                config,
+                num_devices=jax.device_count(),
+                num_processes=jax.process_count(),
+                starts_from_weights=bool(config.init_from),
+            )
             check_layout(config, jax.device_count())
             check_profile(config, profile_steps)
 
@@ -166,8 +171,12 @@ class Train:
                     f"--init-from {self.config.parent}."
                 )
             return dataclasses.replace(config, init_from=self.init_from or config.init_from)
-        config = run_config(self._recipe(start), data=self.data, seed=self.seed)
-        config = dataclasses.replace(config, init_from=self.init_from)
+        recipe, data = self._recipe(start), self.data
+        if start is not None:
+            # The context of foreign weights is often longer than what is read of a caption by default.
+            longest = max(stage.text_length for stage in recipe.stages)
+            data = dataclasses.replace(data, caption_tokens=max(data.caption_tokens, longest))
+        config = dataclasses.replace(run_config(recipe, data=data, seed=self.seed), init_from=self.init_from)
         evaluation = dataclasses.replace(
             config.evaluation,
             classification=self.classification,

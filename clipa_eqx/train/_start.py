@@ -63,7 +63,12 @@ def open_run(config: RunConfig, paths: RunDirectory, given: Given, profile_steps
         ImportError: the packages of the run's decoder are not installed here.
     """
     config = _with_given(paths.settle(config), given)
-    check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+    check_run(
+        config,
+        num_devices=jax.device_count(),
+        num_processes=jax.process_count(),
+        starts_from_weights=given.model is not None,
+    )
     check_layout(config, jax.device_count())
     check_profile(config, profile_steps)
     tokenizer = given.tokenizer or load_tokenizer(config.data.tokenizer)
@@ -102,28 +107,28 @@ def _first_model(config: RunConfig, paths: RunDirectory, given: GivenModel | Non
     Raises:
         ValueError: the weights are not the model's, are not finite, or are others than the run began with.
     """
-    if isinstance(given, CLIP):
-        # A copy of a caller's own model: the first step uses its weights up.
-        given = functools.partial(jax.tree.map, jnp.copy, given)
-    if paths.has_checkpoint():
+    begun = config.init_digest or paths.init_digest()
+    if paths.has_checkpoint() and not isinstance(given, CLIP):
         shapes = eqx.filter_eval_shape(make_clip, stage_model(config, config.stages[0]), key=jax.random.key(0))
-        return shapes, config.init_digest
+        return shapes, begun
     if given is None:
-        if config.init_from or config.init_digest:
+        if config.init_from or begun:
             raise ValueError(
-                f"config.init_from={config.init_from!r} names weights to start from, which `train` must be given: "
-                "model=lambda: starting_model(config), of clipa_eqx.init_from; `clipa train` does that by itself."
+                "This run starts from weights, which `train` must be given: model=lambda: starting_model(config), of "
+                f"clipa_eqx.init_from, for init_from={config.init_from!r}; `clipa train` does that by itself."
             )
+        drawn = eqx.filter_eval_shape(make_clip, config.model, key=jax.random.key(0))
         for stage in config.stages:
-            check_frozen(stage.optim, drawn=eqx.filter_eval_shape(make_clip, config.model, key=jax.random.key(0)))
+            check_frozen(stage.optim, drawn)
         return None, ""
-    model = given()
+    # A copy of a caller's own model: the first step uses its weights up.
+    model = jax.tree.map(jnp.copy, given) if isinstance(given, CLIP) else given()
     check_weights(model, config)
     digest = weights_digest(model)
-    if config.init_digest and config.init_digest != digest:
+    if begun not in ("", digest) or (not begun and paths.has_checkpoint()):
         raise ValueError(
             f"The weights to start from are not those that this run began with (sha256 {digest[:16]}, then "
-            f"{config.init_digest[:16]}): put them back, or choose another run directory."
+            f"{begun[:16] or 'drawn ones'}): put them back, or choose another run directory."
         )
     return model, digest
 
