@@ -15,6 +15,7 @@ from ..data import load_tokenizer, open_pairs, PairSource, Tokenizer
 from ..models import CLIP, make_clip, named_leaves, transfer, weights_digest
 from ._layout import gradient_specs
 from ._optim import check_frozen, check_rates
+from ._optimizers import scale_by
 from ._parts import origin, Parts
 from ._profile import check_profile
 from ._run_dir import RunDirectory
@@ -158,14 +159,16 @@ def fingerprints(pairs: PairSource, tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def check_layout(config: RunConfig, num_devices: int) -> None:
-    """Check what depends on the model's arrays: whether they split over the devices, and which ones `rates` name.
+    """Check what depends on the model's arrays: whether they split over the devices, and which ones `rates` name; and
+    that the optimisers are there.
 
     Raises:
-        ValueError: an array that does not split, or a pattern that names none.
+        ValueError: an array that does not split, a pattern that names none, or an unknown optimiser.
     """
     for stage in config.stages:
         shapes = eqx.filter_eval_shape(make_clip, stage_model(config, stage), key=jax.random.key(0))
         check_rates(stage.optim, shapes)
+        scale_by(stage.optim)
         gradient_specs(shapes, config.shard, num_devices)
 
 
