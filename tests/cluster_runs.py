@@ -81,7 +81,7 @@ SIGNALS = [
     ("save", 1, 1, None, True, ("few", 4)),
     ("save", 1, 2, [0], False, ("few", 2)),
     ("stage", 2, 2, [1], False, ("all", 0)),
-    ("end", 1, 2, None, False, ("tune", 4)),
+    ("end", 1, 1, None, False, ("tune", 4)),
 ]
 MOMENTS = {
     "open": "opening the data",
