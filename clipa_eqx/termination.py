@@ -1,9 +1,10 @@
 """SIGTERM, the request to save and stop: noted at any moment, answered by all processes of a run at the same point.
 
-Clusters send it before they take a machine back, to one process of a run or to all. What may be given up stands in
-`interruptible`: there the main thread is torn out at once by `Terminated`. Everything else is left alone until the
-processes next `meet`, where they all learn whether one of them wishes to stop. Between a part that may be given up and
-the next meeting nothing may wait for another process, since that one may have been torn out of its own.
+Clusters send it before they take a machine back, to one process of a run or to all; SLURM is often told to send SIGUSR1
+instead, which means the same here. What may be given up stands in `interruptible`: there the main thread is torn out at
+once by `Terminated`. Everything else is left alone until the processes next `meet`, where they all learn whether one of
+them wishes to stop. Between a part that may be given up and the next meeting nothing may wait for another process,
+since that one may have been torn out of its own.
 """
 
 import contextlib
@@ -18,6 +19,8 @@ from types import FrameType
 from typing import Any
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Those that ask a run to save and stop."""
 EXIT_CODE = 128 + signal.SIGTERM
 """What a process that SIGTERM ended gives back, as a shell has it: 143."""
 _LOOK_S = 1.0
@@ -71,7 +74,7 @@ class _Watch:
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         thread = threading.Thread(target=self._look, args=(reading,), name="SIGTERM", daemon=True)
-        previous = signal.signal(signal.SIGTERM, self._note)
+        previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         # Python runs handlers between two steps of its main thread. The pipe tells at once, also amid a long call.
         previous_pipe = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         thread.start()
@@ -79,7 +82,8 @@ class _Watch:
             yield
         finally:
             signal.set_wakeup_fd(previous_pipe)
-            signal.signal(signal.SIGTERM, previous)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
             os.close(writing)
             thread.join(2 * _LOOK_S)
             self._take_back()
@@ -100,7 +104,7 @@ class _Watch:
                 if not numbers:
                     os.close(pipe)
                     return
-                if signal.SIGTERM in numbers and came is None:
+                if came is None and not set(SIGNALS).isdisjoint(numbers):
                     came = time.monotonic()
             # The service goes away with the process that holds it.
             with contextlib.suppress(RuntimeError):
@@ -156,8 +160,11 @@ class _Watch:
                 self._tell()
             with self._lock:
                 self._meetings += 1
-            state.client.wait_at_barrier(_MEETING, _LONGEST_WAIT_MS)
-            self.agreed = any(meeting <= self._meetings for meeting in self._wishes())
+            try:
+                state.client.wait_at_barrier(_MEETING, _LONGEST_WAIT_MS)
+                self.agreed = any(meeting <= self._meetings for meeting in self._wishes())
+            except RuntimeError as error:
+                raise ConnectionError(f"Another process of this run has ended: {str(error).splitlines()[0]}") from error
         elif self.received:
             self.agreed = True
         if self.agreed:
@@ -215,6 +222,7 @@ def meet() -> None:
 
     Raises:
         Terminated: on all of them, if SIGTERM came to one.
+        ConnectionError: one of them has ended.
     """
     _watch.meet()
 

@@ -66,10 +66,11 @@ class Started:
         return codes, time.monotonic() - began
 
 
-def start(arguments, *, processes=1, moment="never", nth=1, cache=None, devices=1):
+def start(arguments, *, processes=1, moment="never", nth=1, cache=None, devices=1, folders=None, own=None):
     """Start a run of `clipa` in so many processes; each stands still at the moment.
 
-    `moment`: one for all, or a list with one for each.
+    `moment`: one for all, or a list with one for each. `folders`: where each is started.
+    `own`: further arguments of each.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": str(_ROOT)}
@@ -82,13 +83,14 @@ def start(arguments, *, processes=1, moment="never", nth=1, cache=None, devices=
     moments = [moment] * processes if isinstance(moment, str) else moment
     join = ["--processes.coordinator", free_address(), "--processes.count", processes, "--processes.index"]
     started = []
-    for index, own in enumerate(moments):
+    for index in range(processes):
         place = [*join, index] if processes > 1 else []
-        command = [sys.executable, str(_WORKER), own, nth, *arguments, *place]
+        more = [] if own is None else own[index]
+        command = [sys.executable, _WORKER, moments[index], nth, *arguments, *more, *place]
         started.append(
             subprocess.Popen(
                 [str(part) for part in command],
-                cwd=_ROOT,
+                cwd=_ROOT if folders is None else folders[index],
                 env=environment,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -97,13 +99,13 @@ def start(arguments, *, processes=1, moment="never", nth=1, cache=None, devices=
     return Started(started, [""] * processes)
 
 
-def stopped(arguments, moment, *, nth=1, processes=1, to=None, times=1, cache=None):
+def stopped(arguments, moment, *, nth=1, processes=1, to=None, times=1, **how):
     """Start a run, send SIGTERM at the moment to the processes `to` (None: all), see it end.
 
     Returns:
         Exit codes, seconds from the signal to the end, and what was said.
     """
-    run = start(arguments, processes=processes, moment=moment, nth=nth, cache=cache)
+    run = start(arguments, processes=processes, moment=moment, nth=nth, **how)
     moments = [moment] * processes if isinstance(moment, str) else moment
     standing = [index for index, own in enumerate(moments) if own != "never"]
     run.wait_for(r"AT \w+", standing)

@@ -1,10 +1,14 @@
 """`clipa` in a process that stands still, and says so, at a moment of its training. Started by signal_runs.py.
 
-Arguments: the moment, how often it comes before the process stands still, and those of `clipa`.
+Arguments: the moment, how often it comes before the process stands still, and those of `clipa`. With the moment `many`
+the further arguments are "recipes", a folder of configs, a folder in it for the runs, names, and the flags of several
+processes.
 """
 
+import importlib.metadata
 import sys
 import time
+from pathlib import Path
 
 import jax
 from orbax.checkpoint import CheckpointManager
@@ -12,7 +16,9 @@ from orbax.checkpoint import CheckpointManager
 import clipa_eqx.cli
 import clipa_eqx.train
 from clipa_eqx import evaluation
-from clipa_eqx.data import training_batches
+from clipa_eqx.cli._processes import Processes
+from clipa_eqx.config import load_run_config
+from clipa_eqx.data import load_tokenizer, training_batches
 from clipa_eqx.train import _loop, _run_dir
 
 
@@ -84,12 +90,32 @@ def arrange(moment, nth):
         before(_loop, "transfer", moment, nth, seconds=1)
     elif moment == "end":
         before(_loop, "save_weights", moment, nth, seconds=1)
+    elif moment == "other-version":
+        version = importlib.metadata.version
+        importlib.metadata.version = lambda name: "0.0.1" if name == "jaxlib" else version(name)
     elif moment != "never":
         raise ValueError(moment)
 
 
+def train_many(folder, runs, *names):
+    """Train one config after the other in this process."""
+    flags = {}
+    if "--processes.coordinator" in names:
+        place = names.index("--processes.coordinator")
+        _, coordinator, _, count, _, index = names[place:]
+        names, flags = names[:place], {"coordinator": coordinator, "count": int(count), "index": int(index)}
+    Processes(**flags).join()
+    for name in names:
+        config = load_run_config(Path(folder) / f"{name}.json")
+        evaluators = evaluation.make_evaluators(config.evaluation, load_tokenizer(config.data.tokenizer))
+        clipa_eqx.train.train(config, Path(folder) / runs / name, evaluators=evaluators, console=False)
+
+
 if __name__ == "__main__":
     moment, nth, *arguments = sys.argv[1:]
+    if moment == "many":
+        train_many(*arguments[1:])
+        sys.exit()
     arrange(moment, int(nth))
     sys.argv[1:] = arguments
     sys.exit(clipa_eqx.cli.main())

@@ -55,9 +55,13 @@ class Processes:
             ValueError: a launcher started several processes and nothing says whether they train together; no launcher
                 or cluster tells who the processes are; or they cannot connect.
         """
-        known = self._known()
-        if known is None:
-            return
+        # A process that went before the others know of it would leave them waiting.
+        with shielded():
+            known = self._known()
+            if known is not None:
+                self._join(known)
+
+    def _join(self, known: dict[str, Any]) -> None:
         import jax
 
         # JAX aborts a process that waited in vain, with a stack trace instead of a message; this comes before it.
@@ -67,8 +71,7 @@ class Processes:
         # It would take SIGTERM for itself, and answer at a training step only.
         jax.config.update("jax_enable_preemption_service", False)
         try:
-            # A process that goes before the others know of it would leave them waiting.
-            with shielded(), warnings.catch_warnings():
+            with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="[\\s\\S]*Kubernetes environment detected")
                 jax.distributed.initialize(**known, initialization_timeout=self.timeout_s + _GRACE_S)
         except Exception as error:  # of the many that the clusters' own clients know

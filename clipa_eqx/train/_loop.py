@@ -28,9 +28,9 @@ from ._parts import KeepImage, KeepText, Loss, Parts
 from ._profile import Profile
 from ._run_dir import RunDirectory
 from ._stage import abstract_batch, first_state, StageStart, start_stage
-from ._start import Given, GivenModel, open_run
+from ._start import fingerprints, Given, GivenModel, open_run
 from ._state import run_keys, TrainState
-from ._together import check_same, together
+from ._together import check_same, check_shared, check_versions, together
 
 
 Evaluator = Callable[[CLIP], Mapping[str, SupportsFloat]]
@@ -121,13 +121,20 @@ def _train(
 ) -> RunResult:
     began = time.perf_counter()
     paths = RunDirectory(run_dir)
+    check_versions()
     opened = together(lambda: open_run(config, paths, given, profile_steps))
     config, tokenizer, pairs = opened.config, opened.tokenizer, opened.pairs
-    check_same({"config": config_to_json(config), "data": pairs.fingerprint, "vocabulary": tokenizer.fingerprint})
+    check_same({"config": config_to_json(config)} | fingerprints(pairs, tokenizer))
     primary = jax.process_index() == 0
-    if primary:
-        paths.claim(config)
-        tokenizer.save(paths.tokenizer)
+
+    def claim() -> None:
+        if primary:
+            with shielded():
+                paths.claim(config, fingerprints(pairs, tokenizer))
+                tokenizer.save(paths.tokenizer)
+
+    together(claim)
+    check_shared(paths)
     run = _Run(
         config, paths, pairs, tokenizer, given.parts, make_mesh(), tuple(evaluators), primary=primary, console=console
     )
@@ -258,8 +265,13 @@ def _state_at(
     if step is not None:
         state, saved = checkpoints.restore(step, begin.state)
         _check_position(saved, position, run.config.data.train or ", ".join(run.config.data.mixture))
-    else:
+    elif isinstance(begin.model.logit_scale, jax.Array):
         state = first_state(begin, stage, run.mesh, key=key)
+    else:
+        raise ValueError(
+            f"{run.paths.checkpoints(stage.name)} holds no checkpoint, but later stages have some: put it back, or "
+            "choose another run directory."
+        )
     for array in jax.tree.leaves(begin.model):
         if isinstance(array, jax.Array):
             array.delete()

@@ -71,7 +71,7 @@ def open_run(config: RunConfig, paths: RunDirectory, given: Given, profile_steps
     pairs = open_pairs(config.data) if given.pairs is None else given.pairs
     model, digest = _first_model(config, paths, given.model)
     config = dataclasses.replace(config, init_digest=digest)
-    return Opened(config, tokenizer, pairs, model, paths.check(config))
+    return Opened(config, tokenizer, pairs, model, paths.check(config, fingerprints(pairs, tokenizer)))
 
 
 def _with_given(config: RunConfig, given: Given) -> RunConfig:
@@ -102,6 +102,9 @@ def _first_model(config: RunConfig, paths: RunDirectory, given: GivenModel | Non
     Raises:
         ValueError: the weights are not the model's, are not finite, or are others than the run began with.
     """
+    if isinstance(given, CLIP):
+        # A copy of a caller's own model: the first step uses its weights up.
+        given = functools.partial(jax.tree.map, jnp.copy, given)
     if paths.has_checkpoint():
         shapes = eqx.filter_eval_shape(make_clip, stage_model(config, config.stages[0]), key=jax.random.key(0))
         return shapes, config.init_digest
@@ -109,13 +112,12 @@ def _first_model(config: RunConfig, paths: RunDirectory, given: GivenModel | Non
         if config.init_from or config.init_digest:
             raise ValueError(
                 f"config.init_from={config.init_from!r} names weights to start from, which `train` must be given: "
-                "model=lambda: starting_model(config), of clipa_eqx.interop; `clipa train` does that by itself."
+                "model=lambda: starting_model(config), of clipa_eqx.init_from; `clipa train` does that by itself."
             )
         for stage in config.stages:
             check_frozen(stage.optim, drawn=eqx.filter_eval_shape(make_clip, config.model, key=jax.random.key(0)))
         return None, ""
-    # A copy of a caller's own model: the first step uses its weights up.
-    model = jax.tree.map(jnp.copy, given) if isinstance(given, CLIP) else given()
+    model = given()
     check_weights(model, config)
     digest = weights_digest(model)
     if config.init_digest and config.init_digest != digest:
@@ -143,6 +145,11 @@ def check_weights(model: CLIP, config: RunConfig) -> None:
     wrong = [name for name, leaf in named_leaves(model).items() if not bool(jnp.all(jnp.isfinite(leaf)))]
     if wrong:
         raise ValueError(f"The weights to start from hold NaN or infinity in {', '.join(wrong)}: load another file.")
+
+
+def fingerprints(pairs: PairSource, tokenizer: Tokenizer) -> dict[str, str]:
+    """Of what a run reads, wherever it lies."""
+    return {"data": pairs.fingerprint, "vocabulary": tokenizer.fingerprint}
 
 
 def check_layout(config: RunConfig, num_devices: int) -> None:

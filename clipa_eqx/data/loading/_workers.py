@@ -18,7 +18,7 @@ from ._batch import Arrays, BatchReader, Fault, Part
 _CLOSE_S = 2.0
 """How long closing waits for workers to end."""
 
-_FOR_PARENT = (signal.SIGINT, signal.SIGTERM)
+_FOR_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Signals that reach the whole group of processes, or all those of a machine, and that the parent answers."""
 
 _Faults = tuple[Fault, ...]
@@ -179,11 +179,11 @@ class _ChildWorker:
         arguments = (reader, most_rows, other, self._memory, self._row)
         self._process = context.Process(target=_serve_parent, args=arguments, daemon=True)
         # Held back until the child ignores them; this thread's wait until the child has begun.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
         try:
             self._process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_PARENT)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         other.close()
 
     @property
