@@ -87,7 +87,7 @@ def tune_config(model, name, **fields):
 
 
 def write_image_tower(path, *, width=16, hidden=32, patch=8, depth=2, side=4, mae=False, seed=3):
-    """A vision transformer under timm's names, or MAE's with its computed positions, its decoder and a `model` entry."""
+    """A vision transformer under timm's names, or under MAE's with its computed positions and its decoder."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: (0.3 * rng.standard_normal(shape)).astype(np.float32)
     arrays = {
