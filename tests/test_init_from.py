@@ -251,7 +251,7 @@ def test_fine_tuning_by_one_command(data, source, tmp_path):
         (["--init-from", "SOURCE", "--scale", "1/4"], "sized by the data: use --epochs"),
         (["world-tiny", "--epochs", "2"], "--epochs is for fine-tune, lit, unmask"),
         (["world-tiny", "--init-from", "SOURCE"], "These weights are of another model than the recipe's"),
-        (["--config", "IMPORTED"], "start from them with --init-from"),
+        (["--config", "IMPORTED"], "use --init-from"),
     ],
 )
 def test_arguments_that_disagree(data, source, tmp_path, arguments, message):

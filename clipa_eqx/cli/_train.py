@@ -112,7 +112,11 @@ class Train:
         own = RunDirectory(run_dir).tokenizer
         came = None
         if isinstance(handed[0], Pretrained) and not config.data.tokenizer:
-            came = load_tokenizer(own) if own.is_dir() else handed[0].tokenizer
+            came = load_tokenizer(own) if own.is_dir() else handed[0].found_tokenizer
+            if came is None:
+                raise ValueError(
+                    f"{config.init_from} came without a vocabulary that is read here: give --data.tokenizer."
+                )
 
         def first_model() -> CLIP:
             opened = handed.pop()

@@ -35,9 +35,11 @@ class Given:
     parts: Parts = field(default_factory=Parts)
 
     def names(self) -> tuple[str, ...]:
-        """Each value but the model, of which the digest is recorded, with its origin."""
-        values = {"pairs": self.pairs, "tokenizer": self.tokenizer}
-        origins = {name: origin(value) for name, value in values.items() if value is not None}
+        """Each value but the model, of which the digest is recorded, with its origin or its fingerprint."""
+        origins = {} if self.pairs is None else {"pairs": origin(self.pairs)}
+        if self.tokenizer is not None:
+            # What it does to texts, whatever read it.
+            origins["tokenizer"] = self.tokenizer.fingerprint
         return tuple(f"{name}={where}" for name, where in (origins | self.parts.given()).items())
 
 
