@@ -75,6 +75,10 @@ class RunDirectory:
         """Digest of the weights that the run here began with; empty if it drew them, or has not begun."""
         return load_run_config(self.config).init_digest if self.config.exists() else ""
 
+    def given(self) -> tuple[str, ...]:
+        """Names of what the run here was given as values when it began."""
+        return load_run_config(self.config).given if self.config.exists() else ()
+
     def has_checkpoint(self) -> bool:
         """Whether a stage has a whole checkpoint to go on from."""
         return any(step.name.isdecimal() for step in self.root.glob("checkpoints/*/*"))

@@ -65,7 +65,7 @@ def open_run(config: RunConfig, paths: RunDirectory, given: Given, profile_steps
         FileNotFoundError: data or vocabulary are missing.
         ImportError: the packages of the run's decoder are not installed here.
     """
-    config = _with_given(paths.settle(config), given)
+    config = _with_given(paths.settle(config), given, begun=paths.given())
     check_run(
         config,
         num_devices=jax.device_count(),
@@ -82,14 +82,19 @@ def open_run(config: RunConfig, paths: RunDirectory, given: Given, profile_steps
     return Opened(config, tokenizer, pairs, model, paths.check(config, fingerprints(pairs, tokenizer)))
 
 
-def _with_given(config: RunConfig, given: Given) -> RunConfig:
+def _with_given(config: RunConfig, given: Given, begun: tuple[str, ...]) -> RunConfig:
     """The config with the names of what was given.
+
+    Args:
+        config: the run.
+        given: what it is given now.
+        begun: what it was given when it began.
 
     Raises:
         ValueError: something that the config says was given is missing, or data are both given and named.
     """
     names = given.names()
-    missing = sorted(set(config.given) - set(names))
+    missing = sorted({*config.given, *begun} - set(names))
     if missing:
         raise ValueError(
             f"This run was started with values that `train` must be given again: {', '.join(missing)}. "
@@ -101,6 +106,11 @@ def _with_given(config: RunConfig, given: Given) -> RunConfig:
                 f"`train` is given {name}= and config.data.{field_name}={getattr(config.data, field_name)!r}: "
                 "leave one of the two out."
             )
+    if given.parts.keep_image is not None and not any(stage.keep_patches for stage in config.stages):
+        raise ValueError(
+            "keep_image is given, but no stage keeps a part of its patches: set keep_patches, and an image_reduction "
+            "that keep_image stands in for."
+        )
     return dataclasses.replace(config, given=names)
 
 
