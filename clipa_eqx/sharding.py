@@ -101,7 +101,7 @@ def place(tree: _T, shardings: Any) -> _T:
     """As `replicate`, each array in a sharding of its own.
 
     Args:
-        tree: arrays on the host or on a device, and other leaves.
+        tree: arrays on the host, on devices of this process or on the mesh of all, and other leaves.
         shardings: the same tree of `NamedSharding`.
     """
 
@@ -109,12 +109,24 @@ def place(tree: _T, shardings: Any) -> _T:
         if not isinstance(leaf, jax.Array | np.ndarray):
             return leaf
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            # Keys themselves cannot be sent to the devices of other processes, their numbers can.
-            data = jax.device_put(jax.random.key_data(leaf), sharding)
+            data = _put(jax.random.key_data(leaf), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        return jax.device_put(leaf, sharding)
+        return _put(leaf, sharding)
 
     return jax.tree.map(put, tree, shardings)
+
+
+def _put(array: jax.Array | np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """As `jax.device_put`, also for what lies on one device of this process and goes to those of all.
+
+    `jax.device_put` takes such an array for a transfer between hosts, which CPUs cannot do; and to be sure that the
+    processes agree it would send all values from one to the others, though each needs but its own part.
+    """
+    spread = isinstance(array, jax.Array) and not array.is_fully_addressable
+    if sharding.is_fully_addressable or spread:
+        return jax.device_put(array, sharding)
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def weight_specs(tree: Any, num_devices: int) -> Any:

@@ -64,22 +64,27 @@ def data(tmp_path_factory):
 
 
 def _config(data, name, **fields):
-    """A run of eight steps whose patches and tokens are drawn, saved after four; `fields` say how it is carried out."""
+    """A run of three stages, 4 + 2 + 2 steps, whose patches and tokens are drawn; `fields` say how it is carried out.
+
+    It is saved every second step. The second stage makes its positions anew, the third stretches those of the second.
+    """
     run = tiny_run(
         data,
-        checkpoint=CheckpointConfig(every_steps=4),
+        checkpoint=CheckpointConfig(every_steps=2),
         evaluation=EvalConfig(retrieval=fields.pop("retrieval", ""), ema=True),
         shard=fields.pop("shard", "none"),
     )
-    stage = dataclasses.replace(
-        run.stages[0],
-        samples=8 * 16,
-        image_reduction="random",
-        text_reduction="random",
-        ema_decay=0.9,
-        **fields,
+    few, full = (
+        dataclasses.replace(stage, image_reduction="random", keep_patches=4, ema_decay=0.9, **fields)
+        for stage in run.stages
     )
-    return write_config(data / f"{name}.json", dataclasses.replace(run, stages=(stage,)))
+    stages = (
+        dataclasses.replace(few, samples=4 * 16, text_reduction="random"),
+        dataclasses.replace(full, samples=2 * 16, image_size=24),
+        dataclasses.replace(full, name="tune", samples=2 * 16, position_transfer="resample"),
+    )
+    model = dataclasses.replace(run.model, vision=dataclasses.replace(run.model.vision, position="frozen"))
+    return write_config(data / f"{name}.json", dataclasses.replace(run, model=model, stages=stages))
 
 
 @pytest.fixture(scope="module")
@@ -103,31 +108,33 @@ def test_first_gradient_of_two_processes_is_that_of_one_device(plain, joint, dat
             np.testing.assert_allclose(got[name], one[name], atol=1e-5 * max(1.0, np.abs(one[name]).max()))
 
 
-def test_weights_and_average_after_eight_steps_are_those_of_one_device(plain, joint):
+def test_weights_and_average_after_three_stages_are_those_of_one_device(plain, joint):
     for got, one in zip(jax.tree.leaves(joint[0]), jax.tree.leaves(plain[0]), strict=True):
         np.testing.assert_allclose(got, one, atol=1e-4)
     np.testing.assert_allclose(joint[1], plain[1], rtol=1e-4)
 
 
 def test_two_processes_measure_what_one_does(plain, joint):
-    (one,), (two,) = plain[2], joint[2]
-    assert "image_to_text_recall@1" in one
-    assert two == pytest.approx(one)
+    assert [row["stage"] for row in plain[2]] == ["few", "all", "tune"]
+    for one, two in zip(plain[2], joint[2], strict=True):
+        assert "image_to_text_recall@1" in one
+        assert two == pytest.approx(one)
 
 
 @pytest.mark.parametrize(
-    ("source", "shard", "processes", "devices"),
-    [("joint", "optimizer", 1, 2), ("joint", "none", 1, 1), ("plain", "all", 2, 1)],
+    ("source", "stage", "shard", "processes", "devices"),
+    [("joint", "few", "optimizer", 1, 2), ("joint", "all", "none", 1, 1), ("plain", "few", "all", 2, 1)],
     ids=["8-devices-to-2", "8-devices-to-1", "1-process-to-2"],
 )
-def test_a_saved_run_goes_on_elsewhere(source, shard, processes, devices, plain, joint, data):
-    """From the checkpoint after half of the steps."""
+def test_a_saved_run_goes_on_elsewhere(source, stage, shard, processes, devices, plain, joint, data):
+    """From amid its first stage, or from between its first and its second."""
     name = f"{source}-to-{processes}x{devices}"
     run_dir = shutil.copytree(data / source, data / name)
-    shutil.rmtree(run_dir / "checkpoints" / "few" / "8")
+    for later in ["tune", "all"] + ["few/4"] * (stage == "few"):
+        shutil.rmtree(run_dir / "checkpoints" / later)
     weights, losses, _ = _run(_config(data, name, shard=shard), run_dir, "-", processes=processes, devices=devices)
     assert len(losses) == 8
-    np.testing.assert_allclose(losses[4:], plain[1][4:], rtol=1e-4)
+    np.testing.assert_allclose(losses[2:], plain[1][2:], rtol=1e-4)
     for got, one in zip(jax.tree.leaves(weights), jax.tree.leaves(plain[0]), strict=True):
         np.testing.assert_allclose(got, one, atol=1e-4)
 
