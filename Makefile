@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-bridges test-data lint docs bench clean
+.PHONY: demo test test-bridges test-data test-cluster lint docs bench clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed  ## Make the built-in world, train a tiny CLIP in two stages, measure it
@@ -18,6 +18,10 @@ test-bridges: $(VENV)/.installed-bridges  ## Weights and tokens against torch, t
 test-data: $(VENV)/.installed-data $(VENV)-img2dataset/.installed  ## Shards behind HTTP, in an S3 bucket, and of the real img2dataset, on servers of this machine
 	$(BIN)/python -m pytest tests/test_remote.py
 	IMG2DATASET=$(VENV)-img2dataset/bin/img2dataset $(BIN)/python -m pytest tests/peer_img2dataset.py
+
+test-cluster: $(VENV)/.installed-test  ## Several processes: SLURM and Open MPI on this machine, signals, every recipe
+	@tests/install_cluster.sh || exit $$(( $$? == 3 ? 0 : 1 )); \
+	$(BIN)/python -m pytest -s tests/cluster_slurm.py tests/cluster_runs.py
 
 lint: $(VENV)/.installed-test  ## Formatting, lint and types
 	$(BIN)/ruff format --check .

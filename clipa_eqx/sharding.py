@@ -10,6 +10,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array
 
+from .termination import meet
+
 
 DATA_AXIS = "data"
 """Name of the mesh axis along which a batch is split."""
@@ -228,9 +230,14 @@ def rows_of_all(rows: np.ndarray) -> np.ndarray:
 
     Args:
         rows: as many on each process.
+
+    Raises:
+        Terminated: on all processes, if SIGTERM came to one.
     """
     if jax.process_count() == 1:
         return rows
+    # An exchange that has begun cannot be given up.
+    meet()
     return np.asarray(multihost_utils.process_allgather(rows, tiled=True))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from clipa_eqx.config import CLIPConfig, TextConfig, VisionConfig
 from clipa_eqx.models import make_clip, with_execution
-from clipa_eqx.nn import sincos_1d, sincos_2d, sincos_2d_mae
+from clipa_eqx.nn import Form, form_for, layers_for, sincos_1d, sincos_2d, sincos_2d_mae
 
 
 VISION = VisionConfig(image_size=24, patch_size=8, width=16, depth=2, heads=2, hidden=24, pool="mean")
@@ -242,14 +242,54 @@ def test_execution_changes_neither_values_nor_gradients():
 
     value, grad = loss(model)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grad))
-    ways = [("scan", "full", "dots"), ("unroll", "none", "dots_no_batch")]
-    for layers, image, text in ways:
+    ways = [
+        ("scan", "full", "dots", Form()),
+        ("unroll", "none", "dots_no_batch", Form()),
+        ("scan", "none", "none", Form(keep_products=True)),
+        # In float32 the form of a GPU computes attention by plain products too.
+        ("scan", "none", "none", Form("cudnn", fold_norms=True, keep_products=True)),
+        ("unroll", "none", "none", Form("cudnn", fold_norms=True, keep_products=True)),
+    ]
+    for layers, image, text, form in ways:
         other = with_execution(model, layers=layers, remat_image=image, remat_text=text)
+        stacks = lambda clip: (clip.vision.stack, clip.text.stack)
+        other = eqx.tree_at(stacks, other, tuple(dataclasses.replace(stack, form=form) for stack in stacks(other)))
         assert other.vision.stack.remat == image
         got, got_grad = loss(other)
         np.testing.assert_allclose(got, value, atol=1e-5)
         for one, two in zip(jax.tree.leaves(grad), jax.tree.leaves(got_grad), strict=True):
             np.testing.assert_allclose(one, two, atol=1e-4 * max(1, float(jnp.abs(one).max())))
+
+
+@pytest.mark.parametrize(
+    ("platform", "depth", "steps", "layers"),
+    [
+        ("cpu", 12, None, "unroll"),
+        ("cpu", 13, 10**6, "scan"),
+        ("gpu", 24, None, "scan"),
+        ("gpu", 24, 100, "scan"),
+        ("gpu", 24, 10**5, "unroll"),
+        ("tpu", 12, 4000, "scan"),
+        ("tpu", 12, 10**5, "unroll"),
+        ("another", 12, 10**5, "scan"),
+    ],
+)
+def test_blocks_are_written_out_where_that_makes_up_for_compiling(platform, depth, steps, layers):
+    assert layers_for(platform, depth, steps) == layers
+
+
+def test_a_device_gets_the_form_of_its_kind():
+    assert form_for("gpu", compute_capability=9.0).attention == "cudnn"
+    assert form_for("gpu", "cudnn", compute_capability=8.0).attention == "cudnn"
+    assert form_for("gpu", "xla", compute_capability=9.0).attention == "xla"
+    assert form_for("gpu", compute_capability=7.5).attention == form_for("tpu").attention == "xla"
+    assert form_for("gpu", compute_capability=7.5).fold_norms
+    assert form_for("cpu") == Form()
+    for platform, capability in (("gpu", 7.5), ("cpu", 0.0)):
+        with pytest.raises(ValueError, match="needs NVIDIA GPUs of compute capability 8.0 or later"):
+            form_for(platform, "cudnn", compute_capability=capability)
+    with pytest.raises(ValueError, match="needs NVIDIA GPUs"):
+        with_execution(filled(clip_config()), attention="cudnn")
 
 
 def test_stochastic_depth_skips_only_with_a_key():

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 from clipa_eqx.nn import (
     activate,
     attend,
+    Attention,
     Block,
     BlockInit,
+    fold_norm,
     LayerNorm,
     Linear,
     mean_of_image,
@@ -63,6 +66,77 @@ def test_attention_sees_only_what_the_mask_shows():
         weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         np.testing.assert_allclose(read[row], np.einsum("hk,khd->hd", weights, value[seen]), atol=1e-5)
     np.testing.assert_allclose(read[3], np.mean(value, axis=0), atol=1e-6)
+
+
+def test_the_gradient_of_attention_is_that_of_its_formula_forward_and_backward():
+    rng = np.random.default_rng(1)
+    arrays = [jnp.asarray(rng.normal(size=(5, 2, 8)), jnp.float32) for _ in range(3)]
+
+    def plain(query, key, value):
+        weights = jax.nn.softmax(jnp.einsum("qhd,khd->hqk", query, key) / math.sqrt(8), axis=-1)
+        return jnp.einsum("hqk,khd->qhd", weights, value)
+
+    tangents = [jnp.asarray(rng.normal(size=array.shape), jnp.float32) for array in arrays]
+    for way in (
+        lambda f: jax.jvp(f, arrays, tangents),
+        lambda f: jax.vjp(f, *arrays)[1](tangents[0]),
+        # Forward over reverse, as Hessian products take it.
+        lambda f: jax.jvp(jax.grad(lambda *a: jnp.sum(f(*a) ** 2), argnums=(0, 1, 2)), arrays, tangents),
+    ):
+        for one, two in zip(jax.tree.leaves(way(attend)), jax.tree.leaves(way(plain)), strict=True):
+            np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_the_gradient_of_logits_is_rounded_to_the_type_of_their_factors():
+    rows = jnp.ones((4, 1, 8), jnp.bfloat16)
+    products = str(jax.make_jaxpr(jax.grad(lambda query: attend(query, rows, rows).astype(jnp.float32).sum()))(rows))
+    wide = [line for line in products.splitlines() if "dot_general" in line and "f32[" in line]
+    # The logits themselves; no product of the backward pass has a wide factor.
+    assert len(wide) == 1, products
+
+
+def test_a_norm_folds_into_the_layer_that_reads_it(getkey):
+    norm = eqx.tree_at(
+        lambda norm: (norm.scale, norm.bias),
+        LayerNorm(16, 1e-6),
+        (jax.random.normal(getkey(), (16,)), jax.random.normal(getkey(), (16,))),
+    )
+    x = jax.random.normal(getkey(), (5, 16))
+    for use_bias in (True, False):
+        layer = Linear(16, 24, xavier_uniform, use_bias=use_bias, key=getkey())
+
+        def folded(norm, layer, x):
+            plain, layer = fold_norm(norm, layer)
+            assert plain.scale is None
+            return layer(plain(x))
+
+        loss = lambda f: jax.value_and_grad(lambda *parts: jnp.sum(jnp.sin(f(*parts))), argnums=(0, 1, 2))
+        one = loss(folded)(norm, layer, x)
+        two = loss(lambda norm, layer, x: layer(norm(x)))(norm, layer, x)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_splits_into_equal_shares_of_its_outputs(getkey):
+    layer = Linear(8, 12, xavier_uniform, key=getkey())
+    layer = eqx.tree_at(lambda layer: layer.bias, layer, jnp.arange(12.0))
+    x = jax.random.normal(getkey(), (3, 8))
+    np.testing.assert_allclose(jnp.concatenate([part(x) for part in layer.split(3)], axis=-1), layer(x), atol=1e-6)
+
+
+def test_attention_calls_a_projection_of_another_kind_as_it_is(getkey):
+    class Doubled(eqx.Module):
+        inner: Linear
+
+        def __call__(self, x):
+            return 2 * self.inner(x)
+
+    attention = Attention(16, 2, xavier_uniform, xavier_uniform, key=getkey())
+    x = jax.random.normal(getkey(), (5, 16))
+    other = eqx.tree_at(lambda a: a.qkv, attention, Doubled(attention.qkv))
+    doubled = eqx.tree_at(lambda a: (a.qkv.weight, a.qkv.bias), attention, replace_fn=lambda leaf: 2 * leaf)
+    np.testing.assert_allclose(other(x), doubled(x), atol=1e-5)
+    np.testing.assert_allclose(other.one(x, 2), doubled(x)[2], atol=1e-5)
 
 
 def test_stacked_linear_layers_are_drawn_each_by_their_own_size(getkey):

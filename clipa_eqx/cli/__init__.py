@@ -1,3 +1,3 @@
 """The `clipa` command. One small file per command; none imports JAX before it runs."""
 
-from ._main import main as main
+from ._entry import main as main

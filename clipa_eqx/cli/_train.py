@@ -1,18 +1,24 @@
 """`clipa train`: a recipe, or a config file, on the user's data."""
 
 import dataclasses
+import sys
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TYPE_CHECKING
 
 import tyro
 
 from ..config import check_run, CheckpointConfig, DataConfig, load_run_config, override, RunConfig
 from ..host_memory import keep_freed_memory
-from ..recipes import get_recipe, image_tokens, recipes, run_config, scale_recipe
+from ..recipes import get_recipe, image_tokens, Recipe, recipes, run_config, scale_recipe, tune_recipes
 from ._compiled import CompilationCache, keep_compiled
 from ._processes import Processes
+
+
+if TYPE_CHECKING:
+    from ..init_from import ImageTower
+    from ..interop import Pretrained
 
 
 _TABLE_WIDTH = 140
@@ -31,6 +37,11 @@ class Train:
     """Show every recipe with its tokens, batch, samples and parameters, and stop."""
     run_dir: Path | None = None
     """Directory of the run: config, metrics, checkpoints, weights. Default: runs/RECIPE."""
+    init_from: str = ""
+    """Weights to start from: a run directory, one of its checkpoints, a directory or file of open_clip, Hugging Face,
+    OpenAI, CLIPA-JAX or big_vision, a timm or MAE image tower, or hf-hub:org/name. Without a recipe: fine-tune."""
+    epochs: float | None = None
+    """Passes over the data, of the recipes that start from weights: fine-tune, lit, unmask. Default: the recipe's."""
     config: Path | None = None
     """A config.json instead of a recipe, as a run writes it; --data and --seed then come from the file."""
     scale: str = "1"
@@ -65,14 +76,22 @@ class Train:
         if self.list:
             return _list_recipes()
         keep_freed_memory()
-        config, profile_steps = self.resolve(), _steps(self.profile_steps)
+        profile_steps = _steps(self.profile_steps)
         keep_compiled(self.compilation_cache)
         self.processes.join()
         import jax
 
         from ..data import load_tokenizer
         from ..evaluation import make_evaluators
-        from ..train import check_layout, check_profile, together, train
+        from ..init_from import starting_model
+        from ..interop import Pretrained
+        from ..models import CLIP
+        from ..train import check_layout, check_profile, RunDirectory, together, train
+
+        # Handed over, lest the run holds the weights that it starts from for as long as it lasts.
+        handed = [together(self._open_start)]
+        config = together(lambda: self.resolve(handed[0]))
+        run_dir = self.run_dir or Path("runs") / config.recipe
 
         def check() -> None:
             check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
@@ -82,25 +101,73 @@ class Train:
         together(check)
         if self.dry_run:
             return {"recipe": config.recipe, "stages": [stage.name for stage in config.stages], "checked": True}
-        run_dir = self.run_dir or Path("runs") / config.recipe
-        evaluators = together(lambda: make_evaluators(config.evaluation, load_tokenizer(config.data.tokenizer)))
-        result = train(config, run_dir, evaluators=evaluators, profile_steps=profile_steps)
+        # The vocabulary that came with the weights lies in the run's directory from the start on.
+        own = RunDirectory(run_dir).tokenizer
+        came = None
+        if isinstance(handed[0], Pretrained) and not config.data.tokenizer:
+            came = load_tokenizer(own) if own.is_dir() else handed[0].tokenizer
+
+        def first_model() -> CLIP:
+            opened = handed.pop()
+            return opened.model if isinstance(opened, Pretrained) else starting_model(config)
+
+        evaluators = together(lambda: make_evaluators(config.evaluation, came or load_tokenizer(config.data.tokenizer)))
+        result = train(
+            config,
+            run_dir,
+            model=first_model if config.init_from else None,
+            tokenizer=came,
+            evaluators=evaluators,
+            profile_steps=profile_steps,
+        )
         return {"run_dir": str(run_dir), "seconds": result.seconds, **result.evaluation}
 
-    def resolve(self) -> RunConfig:
+    def _open_start(self) -> "Pretrained | ImageTower | None":
+        """What `--init-from`, or the config, names; None: nothing."""
+        from ..init_from import ImageTower, open_start
+
+        name = self.init_from
+        if self.config is not None:
+            name = name or load_run_config(self.config).init_from
+        if not name:
+            return None
+        start = open_start(name)
+        if isinstance(start, ImageTower):
+            sys.stderr.write(f"Starts from the image tower in {name}; the text side is drawn\n")
+        else:
+            tokenizer = "with its vocabulary" if start.found_tokenizer else "without a vocabulary"
+            vision = start.config.vision
+            sys.stderr.write(
+                f"Starts from {name}, {tokenizer}: {vision.image_size} px, patches of {vision.patch_size} px, "
+                f"{start.config.text.context_length} text tokens, {start.preprocess.resize} and "
+                f"{start.preprocess.interpolation} resize\n"
+            )
+        return start
+
+    def resolve(self, start: "Pretrained | ImageTower | None" = None) -> RunConfig:
         """The run that the arguments describe.
 
+        Args:
+            start: what `--init-from` names, opened.
+
         Raises:
-            ValueError: neither or both of a recipe and a config file, or no data.
+            ValueError: neither or both of a recipe and a config file, no data, or a config that lies beside weights.
         """
-        if bool(self.recipe) == (self.config is not None):
+        if (self.recipe and self.config) or not (self.recipe or self.config or self.init_from):
             raise ValueError(
-                "Give the name of a recipe (clipa train --list shows them) or --config FILE, one of the two."
+                "Give the name of a recipe (clipa train --list shows them) or --config FILE, one of the two, or "
+                "--init-from WEIGHTS to fine-tune."
             )
         if self.config is not None:
-            return override(load_run_config(self.config), self.set)
-        recipe = scale_recipe(get_recipe(self.recipe), _fraction(self.scale))
-        config = run_config(recipe, data=self.data, seed=self.seed)
+            config = override(load_run_config(self.config), self.set)
+            if config.recipe == "imported":
+                raise ValueError(
+                    f"{self.config} lies beside imported weights and would train from scratch: start from them with "
+                    f"--init-from {self.config.parent}."
+                )
+            return dataclasses.replace(config, init_from=self.init_from or config.init_from)
+        config = run_config(self._recipe(start), data=self.data, seed=self.seed)
+        config = dataclasses.replace(config, init_from=self.init_from)
         evaluation = dataclasses.replace(
             config.evaluation,
             classification=self.classification,
@@ -110,6 +177,42 @@ class Train:
         )
         config = dataclasses.replace(config, evaluation=evaluation, checkpoint=self.checkpoint)
         return override(config, self.set)
+
+    def _recipe(self, start: "Pretrained | ImageTower | None") -> Recipe:
+        """The recipe that is named, with the model of the weights where it starts from some."""
+        from ..data import open_pairs
+        from ..init_from import check_same_model
+        from ..interop import Pretrained
+
+        name = self.recipe or "fine-tune"
+        whole = start if isinstance(start, Pretrained) else None
+        if name in tune_recipes and start is not None:
+            if whole is None:
+                raise ValueError(
+                    f"{self.init_from} holds an image tower alone, and {name} takes its model from weights: name a "
+                    "recipe whose model has this image tower and says the text side."
+                )
+            if self.scale != "1":
+                raise ValueError(f"{name} is sized by the data: use --epochs instead of --scale.")
+            return tune_recipes[name].recipe(
+                whole.config,
+                pairs=len(open_pairs(self.data)),
+                epochs=self.epochs,
+                interpolation=whole.preprocess.interpolation,
+            )
+        if self.epochs is not None:
+            raise ValueError(f"--epochs is for {', '.join(tune_recipes)}; {name} states its samples.")
+        recipe = scale_recipe(get_recipe(name), _fraction(self.scale))
+        if whole is None:
+            return recipe
+        check_same_model(whole.config, recipe.model)
+        sizes = {"image_size": recipe.model.vision.image_size, "position": recipe.model.vision.position}
+        model = dataclasses.replace(
+            whole.config,
+            vision=dataclasses.replace(whole.config.vision, **sizes),
+            text=dataclasses.replace(whole.config.text, context_length=recipe.model.text.context_length),
+        )
+        return dataclasses.replace(recipe, model=model)
 
 
 def _fraction(text: str) -> Fraction:

@@ -157,6 +157,14 @@ class RunConfig:
     """What is measured."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When checkpoints are written."""
+    init_from: str = ""
+    """Weights that the first stage starts from: a run directory, one of its checkpoints, a directory or file of
+    open_clip, Hugging Face, OpenAI, CLIPA-JAX or big_vision, a timm or MAE image tower, or hf-hub:org/name. Empty: they
+    are drawn."""
+    init_digest: str = ""
+    """SHA-256 of those weights, which a run writes when it starts."""
+    given: tuple[str, ...] = ()
+    """What `train` was given as values, as loss=module:function; a run writes it, and is not resumed without them."""
     recipe: str = "custom"
     """Name of the recipe that this run came from."""
     seed: int = 0

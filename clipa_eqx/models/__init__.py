@@ -17,4 +17,5 @@ from ._weights import (
     load_weights as load_weights,
     named_leaves as named_leaves,
     save_weights as save_weights,
+    weights_digest as weights_digest,
 )

@@ -114,7 +114,7 @@ def with_execution(
     remat_image: Remat = "none",
     remat_text: Remat = "none",
     attention: AttentionKernel = "auto",
-    platform: str | None = None,
+    device: jax.Device | None = None,  # pyright: ignore[reportInvalidTypeForm]
     steps: int | None = None,
 ) -> CLIP:
     """The same weights, run in another way: values and gradients stay, up to rounding; time and memory change.
@@ -125,23 +125,25 @@ def with_execution(
         remat_image: what the image tower recomputes in the backward pass.
         remat_text: what the text tower recomputes in the backward pass.
         attention: what computes attention.
-        platform: kind of device it is to run on, as `jax.Device.platform` names it; none: JAX's default.
+        device: one of the kind it is to run on; none: JAX's first.
         steps: how often the program will run; none: not known, so that long compilation is not worth it.
 
     Raises:
-        ValueError: an unknown choice.
+        ValueError: an unknown choice, or one that the device cannot follow.
     """
     check_choice("layers", layers, Layers)
-    check_choice("attention", attention, AttentionKernel)
-    platform = platform or jax.default_backend()
-    form = form_for(platform, attention)
-
-    def run(stack: Stack, remat: Remat) -> Stack:
-        chosen = layers_for(platform, stack.depth, steps) if layers == "auto" else layers
-        return dataclasses.replace(stack, layers=chosen, remat=remat, form=form)
-
     check_choice("remat_image", remat_image, Remat)
     check_choice("remat_text", remat_text, Remat)
+    check_choice("attention", attention, AttentionKernel)
+    runs_on = device or jax.devices()[0]
+    # Only NVIDIA's devices have it.
+    capability = float(getattr(runs_on, "compute_capability", None) or 0)
+    form = form_for(runs_on.platform, attention, compute_capability=capability)
+
+    def run(stack: Stack, remat: Remat) -> Stack:
+        chosen = layers_for(runs_on.platform, stack.depth, steps) if layers == "auto" else layers
+        return dataclasses.replace(stack, layers=chosen, remat=remat, form=form)
+
     return eqx.tree_at(
         lambda clip: (clip.vision.stack, clip.text.stack),
         model,

@@ -1,5 +1,6 @@
 """A model as one safetensors file that holds its config too."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -33,6 +34,16 @@ def save_weights(model: CLIP, path: Path) -> None:
     partial = path.with_suffix(path.suffix + ".partial")
     safetensors.numpy.save_file(arrays, partial, metadata=metadata)
     partial.replace(path)
+
+
+def weights_digest(model: CLIP) -> str:
+    """SHA-256 of a model's arrays with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, array in sorted(named_leaves(model).items()):
+        host = np.ascontiguousarray(array)
+        digest.update(f"{name} {host.dtype} {host.shape}".encode())
+        digest.update(host.view(np.uint8).reshape(-1).data if host.size else b"")
+    return digest.hexdigest()
 
 
 def load_weights(path: Path) -> CLIP:

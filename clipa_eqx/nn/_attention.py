@@ -129,7 +129,7 @@ class Attention(eqx.Module):
         kernel: Kernel = "xla",
     ) -> Float[Array, "tokens dim"]:
         query, key, value = self._heads(x, x)
-        return self.out(attend(query, key, value, mask, kernel=kernel).reshape(x.shape))
+        return _from_heads(self.out, attend(query, key, value, mask, kernel=kernel))
 
     def one(
         self, x: Float[Array, "tokens dim"], at: Position, mask: Bool[Array, "tokens tokens"] | None = None
@@ -137,7 +137,7 @@ class Attention(eqx.Module):
         """What the token at one position reads; the same as that row of a whole call, without the other queries."""
         query, key, value = self._heads(x[at][None], x)
         read = attend(query, key, value, None if mask is None else mask[at][None])
-        return self.out(read.reshape(x.shape[-1]))
+        return _from_heads(self.out, read)[0]
 
     def _heads(
         self, asking: Float[Array, "queries dim"], x: Float[Array, "tokens dim"]
@@ -159,6 +159,15 @@ def _to_heads(layer: Linear, x: Float[Array, "tokens dim"], heads: int) -> Float
     weight = layer.weight.reshape(layer.weight.shape[0], heads, -1)
     y = jnp.einsum("td,dhk->thk", x, weight)
     return y if layer.bias is None else y + jnp.broadcast_to(layer.bias.reshape(heads, -1), y.shape)
+
+
+def _from_heads(layer: Linear, read: Float[Array, "tokens heads head_dim"]) -> Float[Array, "tokens dim"]:
+    """A layer of what the heads read, as `_to_heads` writes it."""
+    tokens, heads, head_dim = read.shape
+    if type(layer) is not Linear:
+        return layer(read.reshape(tokens, heads * head_dim))
+    y = jnp.einsum("thk,hkd->td", read, layer.weight.reshape(heads, head_dim, -1))
+    return y if layer.bias is None else y + jnp.broadcast_to(layer.bias, y.shape)
 
 
 def with_still_bias(linear: Linear) -> Linear:

@@ -129,8 +129,7 @@ class Stack(eqx.Module):
         return self.layers == "scan"
 
     def _rematerialized(self, body: Callable[..., Array], *, in_scan: bool) -> Callable[..., Array]:
-        keeps_products = self.form.keep_products == "always" or (in_scan and self.form.keep_products == "scan")
-        remat = "dots_no_batch" if self.remat == "none" and keeps_products else self.remat
+        remat = "dots_no_batch" if self.remat == "none" and self.form.keep_products and in_scan else self.remat
         if remat == "none" and self.split is None:
             return body
         policy = {

@@ -9,3 +9,4 @@ from ._recipe import (
     text_tokens as text_tokens,
 )
 from ._scale import scale_recipe as scale_recipe
+from ._tune import tune_recipes as tune_recipes, TuneRecipe as TuneRecipe

@@ -6,6 +6,7 @@ from ..config import DataConfig, EvalConfig, RunConfig
 from ._clipa_jax import clipa_jax
 from ._clipa_torch import clipa_torch
 from ._recipe import Recipe
+from ._tune import tune_recipes
 from ._world import world_tiny
 
 
@@ -21,10 +22,12 @@ def get_recipe(name: str) -> Recipe:
     """
     if name in recipes:
         return recipes[name]
-    near = difflib.get_close_matches(name.lower(), recipes, n=3, cutoff=0.6)
+    if name in tune_recipes:
+        raise ValueError(f"The recipe {name!r} takes its model from weights: name them with --init-from.")
+    near = difflib.get_close_matches(name.lower(), [*recipes, *tune_recipes], n=3, cutoff=0.6)
     if near:
         raise ValueError(f"There is no recipe {name!r}; nearest: {', '.join(near)}.")
-    raise ValueError(f"There is no recipe {name!r}; there are: {', '.join(recipes)}.")
+    raise ValueError(f"There is no recipe {name!r}; there are: {', '.join([*recipes, *tune_recipes])}.")
 
 
 def run_config(recipe: Recipe, *, data: DataConfig, evaluation: EvalConfig | None = None, seed: int = 0) -> RunConfig:

@@ -1,14 +1,17 @@
 """Checkpoints of one stage: state and data position together, written asynchronously by Orbax."""
 
+import functools
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import equinox as eqx
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from ..config import CheckpointConfig
+from ..config import CheckpointConfig, load_run_config, RunConfig, stage_model
+from ..models import CLIP, make_clip, transfer
 from ._state import TrainState
 
 
@@ -106,3 +109,52 @@ def _from_raw_arrays(named: dict[str, Any], like: TrainState) -> TrainState:
 
 def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The folder of the newest whole checkpoint of a run: of the last stage that has one; None: there is none."""
+    if not (run_dir / "config.json").is_file():
+        return None
+    for stage in reversed(load_run_config(run_dir / "config.json").stages):
+        steps = [folder for folder in (run_dir / "checkpoints" / stage.name).glob("*") if folder.name.isdecimal()]
+        if steps:
+            return max(steps, key=lambda folder: int(folder.name))
+    return None
+
+
+def load_checkpoint(folder: Path, config: RunConfig, stage_name: str) -> CLIP:
+    """The model alone of one checkpoint, whole on one device.
+
+    Args:
+        folder: of the checkpoint, named by its step.
+        config: the run that wrote it.
+        stage_name: the stage that it belongs to.
+
+    Raises:
+        ValueError: it is damaged, or of another model.
+    """
+    shapes = eqx.filter_eval_shape(make_clip, stage_model(config, config.stages[0]), key=jax.random.key(0))
+    for stage in config.stages:
+        move = functools.partial(transfer, config=stage_model(config, stage), image_positions=stage.position_transfer)
+        shapes = eqx.filter_eval_shape(move, shapes)
+        if stage.name == stage_name:
+            break
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    put = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+    wanted = {f"model.{_name(path)}": put(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            restored = checkpointer.restore(
+                (folder / "state").resolve(),
+                args=ocp.args.PyTreeRestore(
+                    item=wanted,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                    partial_restore=True,
+                ),
+            )
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise ValueError(
+            f"The checkpoint {folder} cannot be read as a model of its run. Orbax says: {error}"
+        ) from error
+    fill = lambda path, _: restored[f"model.{_name(path)}"]
+    return jax.tree_util.tree_map_with_path(fill, shapes)

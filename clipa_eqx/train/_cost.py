@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from ..config import RunConfig, StageConfig, TextConfig, VisionConfig
 from ..sharding import make_mesh
-from ._lower import abstract_batch, lower_step
+from ._stage import abstract_batch, lower_step
 
 
 def step_flops(config: RunConfig, stage: StageConfig) -> float:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from ..data import BatchIterator, Fault
 from ..sharding import to_global
+from ..termination import interruptible, meet, Terminated
 from ._metrics import StageLog
 from ._state import TrainState
 from ._step import DeviceBatch, StepMetrics
@@ -55,6 +56,8 @@ class HotPath:
     def advance(self, step: int, state: TrainState) -> TrainState:
         """Start a step; returns the state that it will give.
 
+        A step that one process has started must be started by all. So they meet before it, each with its batch.
+
         Args:
             step: its number in the stage, one more at each call.
             state: given up.
@@ -62,9 +65,11 @@ class HotPath:
         Raises:
             Exception: what hindered the readers at the batch of this step. It was found out during the step before,
                 but belongs here: that one is on record, and saved where it was to be.
+            Terminated: SIGTERM came, and the step is not started.
         """
-        if isinstance(self._next, Exception):
+        if isinstance(self._next, BaseException):
             raise self._next
+        meet()
         rows, faults = self._next
         state, metrics = self._train_step(state, rows)
         if self._left:
@@ -75,14 +80,14 @@ class HotPath:
             self._queued.popleft().block_until_ready()
         return state
 
-    def _put_next(self) -> tuple[DeviceBatch, tuple[Fault, ...]] | Exception:
+    def _put_next(self) -> tuple[DeviceBatch, tuple[Fault, ...]] | BaseException:
         """Begin to copy the next batch to the devices; returns it and what was skipped for it."""
         self._left -= 1
         tick = time.perf_counter()
         try:
-            with jax.profiler.TraceAnnotation("wait for data"):
+            with jax.profiler.TraceAnnotation("wait for data"), interruptible():
                 batch = next(self._batches)
-        except Exception as error:
+        except (Exception, Terminated) as error:
             return error
         self._log.waited(time.perf_counter() - tick)
         with jax.profiler.TraceAnnotation("put batch"):

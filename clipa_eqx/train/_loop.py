@@ -6,35 +6,36 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, NamedTuple
+from typing import Any, cast, NamedTuple, SupportsFloat
 
 import equinox as eqx
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from .._types import Key
 from ..config import config_to_json, RunConfig, stage_model, StageConfig
 from ..data import BatchIterator, open_texts, PairSource, Tokenizer, training_batches
-from ..models import CLIP, make_clip, save_weights, transfer
-from ..sharding import make_mesh, place, replicate, whole_on_one_device
+from ..models import CLIP, make_clip, save_weights
+from ..sharding import make_mesh, texts_of_all, whole_on_one_device
+from ..termination import conclude, hold, interruptible, meet, shielded, Terminated, watching
 from ._checkpoint import Checkpoints
+from ._compile import compile_step
 from ._hot_path import HotPath
-from ._layout import state_shardings
-from ._lower import as_executed, lower_step
-from ._metrics import last_evaluation, StageLog
-from ._optim import make_optimizer, make_schedule, trainable_mask
-from ._preemption import Preemption
+from ._metrics import evaluated, last_evaluation, StageLog
+from ._optim import GivenOptimizer
+from ._parts import KeepImage, KeepText, Loss, Parts
 from ._profile import Profile
 from ._run_dir import RunDirectory
-from ._start import open_run
-from ._state import init_state, run_keys, TrainState
-from ._together import check_same, together
+from ._stage import abstract_batch, first_state, StageStart, start_stage
+from ._start import fingerprints, Given, GivenModel, open_run
+from ._state import run_keys, TrainState
+from ._together import check_same, check_shared, check_versions, together
 
 
-Evaluator = Callable[[CLIP], Mapping[str, float]]
-"""Measures a model, all processes together. It sees the image size and text length in `model.config`."""
+Evaluator = Callable[[CLIP], Mapping[str, SupportsFloat]]
+"""Measures a model by any scalars, JAX's too, all processes together. It sees image size and text length in
+`model.config`."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,15 @@ class RunResult:
 
 def train(
     config: RunConfig,
-    run_dir: Path,
+    run_dir: Path | str,
     *,
+    model: GivenModel | None = None,
+    pairs: PairSource | None = None,
+    tokenizer: Tokenizer | None = None,
+    keep_image: KeepImage | None = None,
+    keep_text: KeepText | None = None,
+    loss: Loss | None = None,
+    optimizer: GivenOptimizer | None = None,
     evaluators: Sequence[Evaluator] = (),
     profile_steps: range | None = None,
     console: bool = True,
@@ -65,10 +73,21 @@ def train(
     the weights of the one before, with positions moved to its sizes by [`transfer`][clipa_eqx.models.transfer] and a
     fresh optimiser, as CLIPA tunes.
 
+    What the config names can be given as a value instead. The run's record then names it, and the run is not resumed
+    without it.
+
     Args:
         config: the run.
         run_dir: where `config.json`, `metrics.jsonl`, checkpoints and, at the end, `model.safetensors` go. With several
             processes, a folder that all of them see.
+        model: the weights that the first stage starts from, of `config.model` but for image size and text length; or a
+            function that loads them, which is called only where no checkpoint is there to go on from. None: drawn.
+        pairs: training pairs, in place of `config.data.train`.
+        tokenizer: in place of `config.data.tokenizer`.
+        keep_image: chooses patches in the stages that keep a part of them, in place of `image_reduction`.
+        keep_text: chooses tokens, in place of `text_reduction`.
+        loss: in place of the stages' `loss`.
+        optimizer: in place of the stages' `optim`, of which the frozen arrays count still.
         evaluators: called as `config.evaluation.every_steps` says and at the end of each stage; by all processes at
             once, so they may share the work.
         profile_steps: steps of which the first process writes a trace into `profile/`, as `range(10, 13)` for the steps
@@ -80,26 +99,58 @@ def train(
             processes differ in what they start.
         FileNotFoundError: data or vocabulary are missing.
         FloatingPointError: the loss is no longer finite.
-        InterruptedError: SIGTERM came; a checkpoint was written, from which the same call continues.
+        InterruptedError: SIGTERM came; what was done is saved, and the same call continues from there.
     """
+    with watching(), shielded():
+        try:
+            given = Given(model, pairs, tokenizer, Parts(keep_image, keep_text, loss, optimizer))
+            return _train(config, Path(run_dir), given, evaluators, profile_steps, console=console)
+        except Terminated:
+            conclude()
+            raise InterruptedError("stopped by SIGTERM with nothing to save") from None
+
+
+def _train(
+    config: RunConfig,
+    run_dir: Path,
+    given: Given,
+    evaluators: Sequence[Evaluator],
+    profile_steps: range | None,
+    *,
+    console: bool,
+) -> RunResult:
     began = time.perf_counter()
     paths = RunDirectory(run_dir)
-    config, tokenizer, pairs, changes = together(lambda: open_run(config, paths, profile_steps))
-    check_same({"config": config_to_json(config), "data": pairs.fingerprint, "vocabulary": tokenizer.fingerprint})
+    check_versions()
+    opened = together(lambda: open_run(config, paths, given, profile_steps))
+    config, tokenizer, pairs = opened.config, opened.tokenizer, opened.pairs
+    check_same({"config": config_to_json(config)} | fingerprints(pairs, tokenizer))
     primary = jax.process_index() == 0
-    if primary:
-        paths.claim(config)
-        tokenizer.save(paths.tokenizer)
-    run = _Run(config, paths, pairs, tokenizer, make_mesh(), tuple(evaluators), primary=primary, console=console)
+
+    def claim() -> None:
+        if primary:
+            with shielded():
+                paths.claim(config, fingerprints(pairs, tokenizer))
+                tokenizer.save(paths.tokenizer)
+
+    together(claim)
+    check_shared(paths)
+    run = _Run(
+        config, paths, pairs, tokenizer, given.parts, make_mesh(), tuple(evaluators), primary=primary, console=console
+    )
     if console and primary:
-        for change in changes:
+        for change in opened.changes:
             sys.stderr.write(f"Continues with another {change}: same weights up to rounding\n")
 
     model_key, stage_keys = run_keys(config.seed, len(config.stages))
-    end = StageEnd(eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key), None, {})
-    with Preemption() as preemption, Profile(profile_steps if primary else None, paths.profile) as profile:
+    model = opened.model
+    if model is None:
+        model = eqx.filter_jit(make_clip)(stage_model(config, config.stages[0]), key=model_key)
+    end = StageEnd(model, None, {})
+    del model, opened
+    with Profile(profile_steps if primary else None, paths.profile) as profile:
         for place, key in enumerate(stage_keys):
-            end = _train_stage(run, place, end.model, preemption, profile, key=key)
+            end = _train_stage(run, place, end.model, profile, key=key)
     if primary:
         save_weights(end.model, paths.model)
         if end.average is not None:
@@ -115,6 +166,7 @@ class _Run:
     paths: RunDirectory
     pairs: PairSource
     tokenizer: Tokenizer
+    parts: Parts
     mesh: Mesh
     evaluators: tuple[Evaluator, ...]
     primary: bool
@@ -131,88 +183,98 @@ class StageEnd(NamedTuple):
     evaluation: dict[str, float]
 
 
-def _train_stage(run: _Run, place: int, model: CLIP, preemption: Preemption, profile: Profile, *, key: Key) -> StageEnd:
+def _train_stage(run: _Run, place: int, model: CLIP, profile: Profile, *, key: Key) -> StageEnd:
     """Train one stage from its newest checkpoint, or else from `model`."""
     config, stage = run.config, run.config.stages[place]
-    model = transfer(model, stage_model(config, stage), image_positions=stage.position_transfer)
-    model = as_executed(model, config, stage, run.mesh)
-    schedule = make_schedule(stage.optim, stage.steps)
-    optimizer = make_optimizer(stage.optim, schedule, model)
+    begin = start_stage(config, stage, model, run.mesh, run.parts)
     data_seed = _data_seed(config.seed, place)
     position = {"seed": data_seed, "fingerprint": run.pairs.fingerprint}
     steps_before = sum(earlier.steps for earlier in config.stages[:place])
 
     with contextlib.ExitStack() as stack:
+        stack.callback(hold, False)
         checkpoints = stack.enter_context(Checkpoints(run.paths.checkpoints(stage.name), config.checkpoint))
-        start = checkpoints.latest_step() or 0
+        saved = checkpoints.latest_step()
+        step = start = saved or 0
         profile.resume(steps_before + start)
-        state = _state_at(start, run, stage, model, optimizer, checkpoints, position, key=key)
-        if start == stage.steps:
+        state = _state_at(saved, run, stage, begin, checkpoints, position, key=key)
+        owed = _owes_evaluation(run, stage, start)
+        if start == stage.steps and not owed:
             return _end(state, run, stage, last_evaluation(run.paths, stage))
 
         log = stack.enter_context(
             StageLog(config, place, run.paths, start=start, write=run.primary, console=run.console)
         )
-        batches = stack.enter_context(contextlib.closing(_open_batches(run, stage, data_seed, start)))
-        # Ahead of the first batch, so that the compiler's time is known and the readers fill their buffers meanwhile.
-        tick = time.perf_counter()
-        train_step = lower_step(config, stage, run.mesh).compile()
-        log.compiled(time.perf_counter() - tick)
-        hot_path = HotPath(train_step, batches, run.mesh, log, steps=stage.steps - start)
         results: dict[str, float] = {}
-        for step in range(start + 1, stage.steps + 1):
-            profile.begin(steps_before + step, state)
-            with jax.profiler.StepTraceAnnotation("train", step_num=steps_before + step):
-                state = hot_path.advance(step, state)
-            profile.end(steps_before + step, state)
+        try:
+            if owed:
+                results = _evaluate(run, state, log, step)
+            if start == stage.steps:
+                return _end(state, run, stage, results)
+            batches = stack.enter_context(contextlib.closing(_open_batches(run, stage, data_seed, start)))
+            # Ahead of the first batch: the compiler's time is known, and the readers fill their buffers meanwhile.
+            tick = time.perf_counter()
+            with interruptible():
+                lowered = begin.step.lower(begin.state, abstract_batch(config.data, stage, run.mesh))
+            train_step = compile_step(lowered)
+            log.compiled(time.perf_counter() - tick)
+            hot_path = HotPath(train_step, batches, run.mesh, log, steps=stage.steps - start)
+            hold(True)
+            while step < stage.steps:
+                profile.begin(steps_before + step + 1, state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=steps_before + step + 1):
+                    state = hot_path.advance(step + 1, state)
+                step += 1
+                profile.end(steps_before + step, state)
 
-            stop = preemption.reached(steps_before + step)
-            evaluate = bool(run.evaluators) and not stop and _due(step, config.evaluation.every_steps, stage)
-            save = stop or _due(step, config.checkpoint.every_steps, stage)
-            if evaluate or save or _due(step, config.log_every_steps, stage):
+                evaluate = bool(run.evaluators) and _due(step, config.evaluation.every_steps, stage)
+                save = _due(step, config.checkpoint.every_steps, stage)
+                if evaluate or save or _due(step, config.log_every_steps, stage):
+                    log.flush()
+                if evaluate:
+                    results = _evaluate(run, state, log, step)
+                if save:
+                    # After the records of this step: what a checkpoint continues from is already on file.
+                    checkpoints.save(step, state, position | {"batches": step})
+                    saved = step
+        except Terminated:
+            conclude()
+            if saved != step:
                 log.flush()
-            if evaluate:
-                results = _evaluate(run, state)
-                log.evaluation(step, results)
-            if save:
-                # After the records of this step: what a checkpoint continues from is already on file.
                 checkpoints.save(step, state, position | {"batches": step})
-            if stop:
-                raise InterruptedError(f"stopped by SIGTERM after step {step} of stage {stage.name!r}, which is saved")
+            raise InterruptedError(
+                f"stopped by SIGTERM after step {step} of stage {stage.name!r}, which is saved"
+            ) from None
         return _end(state, run, stage, results)
 
 
 def _state_at(
-    step: int,
+    step: int | None,
     run: _Run,
     stage: StageConfig,
-    model: CLIP,
-    optimizer: optax.GradientTransformation,
+    begin: StageStart,
     checkpoints: Checkpoints,
     position: dict[str, Any],
     *,
     key: Key,
 ) -> TrainState:
-    """The state of a checkpoint, or that before the first step; each device gets its own part and no more.
+    """The state of a checkpoint, or, with None, that before the first step.
 
-    The arrays of `model` are given up, lest the weights are held twice for as long as the stage lasts.
+    The arrays that the stage starts from are given up, lest the weights are held twice for as long as it lasts.
     """
-
-    def first(model: CLIP, key: Key) -> TrainState:
-        averaged = eqx.filter(model, trainable_mask(stage.optim, model)) if stage.ema_decay else None
-        return init_state(model, optimizer, averaged=averaged, key=key)
-
-    shapes = jax.eval_shape(first, model, key)
-    shardings = state_shardings(shapes, run.config.shard, run.mesh)
-    if step:
-        put = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
-        state, saved = checkpoints.restore(step, jax.tree.map(put, shapes, shardings))
+    if step is not None:
+        state, saved = checkpoints.restore(step, begin.state)
         _check_position(saved, position, run.config.data.train or ", ".join(run.config.data.mixture))
+    elif isinstance(begin.model.logit_scale, jax.Array):
+        state = first_state(begin, stage, run.mesh, key=key)
     else:
-        start = jax.jit(first, out_shardings=shardings, donate_argnums=0)
-        state = start(place(model, shardings.model), replicate(key, run.mesh))
-    for array in jax.tree.leaves(model):
-        array.delete()
+        raise ValueError(
+            f"{run.paths.checkpoints(stage.name)} holds no checkpoint, but later stages have some: put it back, or "
+            "choose another run directory."
+        )
+    for array in jax.tree.leaves(begin.model):
+        if isinstance(array, jax.Array):
+            array.delete()
     return state
 
 
@@ -226,10 +288,22 @@ def _due(step: int, every: int, stage: StageConfig) -> bool:
     return step == stage.steps or (every > 0 and step % every == 0)
 
 
-def _evaluate(run: _Run, state: TrainState) -> dict[str, float]:
+def _evaluate(run: _Run, state: TrainState, log: StageLog, step: int) -> dict[str, float]:
+    """Measure the state and record it. SIGTERM ends it; the evaluation is owed then."""
     model = state.averaged_model if run.config.evaluation.ema else state.model
     whole = cast(CLIP, whole_on_one_device(model, run.mesh))
-    return {name: value for evaluator in run.evaluators for name, value in evaluator(whole).items()}
+    with interruptible():
+        results = {name: float(value) for evaluator in run.evaluators for name, value in evaluator(whole).items()}
+    meet()
+    log.evaluation(step, results)
+    return results
+
+
+def _owes_evaluation(run: _Run, stage: StageConfig, step: int) -> bool:
+    """Whether the run was stopped after a step, before the evaluation that was due then."""
+    if not run.evaluators or step == 0 or not _due(step, run.config.evaluation.every_steps, stage):
+        return False
+    return texts_of_all(str(not evaluated(run.paths, stage, step)))[0] == str(True)
 
 
 def _data_seed(seed: int, place: int) -> int:

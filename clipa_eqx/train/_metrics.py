@@ -148,6 +148,13 @@ class StageLog:
                 self._events.add_scalar(name, value, self._steps_before + rows[-1]["step"])
 
 
+def evaluated(paths: RunDirectory, stage: StageConfig, step: int) -> bool:
+    """Whether an evaluation after this step is on record, or the run has gone on to a later stage."""
+    rows = Records(paths.metrics).read()
+    gone_on = bool(rows) and rows[-1]["stage"] != stage.name
+    return gone_on or any("loss" not in row for row in rows if (row["stage"], row["step"]) == (stage.name, step))
+
+
 def last_evaluation(paths: RunDirectory, stage: StageConfig) -> dict[str, float]:
     """The newest evaluation of a stage on record, without its stage and step; empty if there is none."""
     rows = [row for row in Records(paths.metrics).read() if row["stage"] == stage.name and "loss" not in row]

@@ -1,6 +1,7 @@
 """The optimiser of a stage, composed from optax: schedule, decay set, AdamW, clipping, rates by name."""
 
 import fnmatch
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -12,6 +13,9 @@ import optax
 from ..config import DecaySet, OptimConfig
 from ..models import CLIP
 
+
+GivenOptimizer = optax.GradientTransformation | Callable[[optax.Schedule, CLIP], optax.GradientTransformation]
+"""An optimiser with its own rates, or what makes one of the stage's schedule and the model (shapes suffice)."""
 
 # Learned vectors that no decay set touches, by the name of their field.
 _NEVER_DECAYED = ("bias", "scale", "attention_scale", "mlp_scale", "class_token", "logit_scale", "logit_bias")
@@ -71,7 +75,7 @@ def trainable_mask(optim: OptimConfig, model: CLIP) -> Any:
     """Which arrays are trained, as a tree of booleans: all but those of rate 0 and frozen position tables."""
     frozen = model.config.vision.position == "frozen"
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(_factor(optim, path)) and not (frozen and _name(path) == "vision.position"), model
+        lambda path, _: bool(_factor(optim, _name(path))) and not (frozen and _name(path) == "vision.position"), model
     )
 
 
@@ -95,7 +99,7 @@ def rate_factors(optim: OptimConfig, model: CLIP) -> Any:
             layers = np.arange(depths[tower], 0, -1).reshape(-1, *[1] * (leaf.ndim - 1))
         elif field in _BELOW_BLOCKS:
             layers = depths[tower] + 1
-        return np.asarray(_factor(optim, path) * decays.get(tower, 1.0) ** layers, np.float32)
+        return np.asarray(_factor(optim, _name(path)) * decays.get(tower, 1.0) ** layers, np.float32)
 
     return jax.tree_util.tree_map_with_path(factor, model)
 
@@ -117,8 +121,28 @@ def check_rates(optim: OptimConfig, model: CLIP) -> None:
         raise ValueError("optim.rates freezes every array: nothing would be trained.")
 
 
-def _factor(optim: OptimConfig, path: tuple[Any, ...]) -> float:
-    name = _name(path)
+def check_frozen(optim: OptimConfig, drawn: Any) -> None:
+    """Make sure that no array is frozen that was drawn instead of loaded, unless it is named in full.
+
+    Args:
+        optim: the rates.
+        drawn: the part of a model that was drawn, None in place of the rest.
+
+    Raises:
+        ValueError: a pattern freezes what was drawn.
+    """
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(drawn)]
+    for rate in optim.rates:
+        noise = [name for name in fnmatch.filter(names, rate.pattern) if name != rate.pattern]
+        noise = [name for name in noise if _factor(optim, name) == 0.0]
+        if rate.factor == 0.0 and noise:
+            raise ValueError(
+                f"optim.rates freezes {rate.pattern!r}, but {noise[0]} and {len(noise) - 1} more arrays that it names "
+                "are drawn at random, not loaded: start from weights (--init-from), or name each array in full."
+            )
+
+
+def _factor(optim: OptimConfig, name: str) -> float:
     return next((rate.factor for rate in optim.rates if fnmatch.fnmatchcase(name, rate.pattern)), 1.0)
 
 
@@ -126,7 +150,9 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def make_optimizer(optim: OptimConfig, schedule: optax.Schedule, model: CLIP) -> optax.GradientTransformation:
+def make_optimizer(
+    optim: OptimConfig, schedule: optax.Schedule, model: CLIP, *, optimizer: GivenOptimizer | None = None
+) -> optax.GradientTransformation:
     """AdamW: clip, Adam's moments, decoupled decay, learning rate, in the order of big_vision and torch's AdamW.
 
     It takes the whole model and stores nothing for frozen arrays, whose gradients may be None.
@@ -135,11 +161,16 @@ def make_optimizer(optim: OptimConfig, schedule: optax.Schedule, model: CLIP) ->
         optim: the numbers.
         schedule: learning rate by update.
         model: the model whose arrays `optim` names; shapes suffice.
+        optimizer: instead of AdamW: a transformation with its own rates, or a function of `schedule` and `model` that
+            makes one. Of `optim` it takes the frozen arrays alone.
 
     Raises:
         ValueError: `optim.rates` names no array, or freezes all.
+        TypeError: `optimizer` is neither, or makes something else.
     """
     check_rates(optim, model)
+    if optimizer is not None:
+        return _of_trained(_given(optimizer, schedule, model), optim)
     steps: list[optax.GradientTransformation] = []
     if optim.clip_norm:
         steps.append(optax.clip_by_global_norm(optim.clip_norm))
@@ -152,6 +183,16 @@ def make_optimizer(optim: OptimConfig, schedule: optax.Schedule, model: CLIP) ->
         steps.append(optax.stateless(scale))
     steps.append(optax.scale_by_learning_rate(schedule))
     return _of_trained(optax.chain(*steps), optim)
+
+
+def _given(optimizer: GivenOptimizer, schedule: optax.Schedule, model: CLIP) -> optax.GradientTransformation:
+    made = optimizer if isinstance(optimizer, optax.GradientTransformation) else optimizer(schedule, model)
+    if not isinstance(made, optax.GradientTransformation):
+        raise TypeError(
+            "optimizer must be an optax.GradientTransformation, or a function of (schedule, model) that returns one; "
+            f"it returned {type(made).__name__}."
+        )
+    return made
 
 
 def _scaled(updates: Any, factors: Any) -> Any:

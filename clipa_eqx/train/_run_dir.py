@@ -25,7 +25,12 @@ _FREE = (
     "data.remote.",
     "data.stall_timeout_s",
     "log_every_steps",
+    # The digest of the weights counts, not where they lie.
+    "init_from",
 )
+
+# Where a run's data lies; the same data under another path is the same.
+PATHS = ("data.train", "data.mixture.", "data.tokenizer")
 
 # Fields that change no mathematics, only the order of sums: a resumed run may change them too, as it may change its
 # devices, and goes on with the same weights up to rounding. The last name of a dotted path.
@@ -66,25 +71,35 @@ class RunDirectory:
         """Where one stage's checkpoints lie."""
         return self.root / "checkpoints" / stage
 
-    def settle(self, config: RunConfig) -> RunConfig:
-        """The config with `data.decoder='auto'` settled: as the run here began, or the best that is installed.
+    def has_checkpoint(self) -> bool:
+        """Whether a stage has a whole checkpoint to go on from."""
+        return any(step.name.isdecimal() for step in self.root.glob("checkpoints/*/*"))
 
-        Two decoders differ by rounding, so a run that is resumed where other packages are installed must not change.
+    def settle(self, config: RunConfig) -> RunConfig:
+        """The config with what the run here began with: its decoder, and the digest of its first weights.
+
+        Two decoders differ by rounding, so a run that is resumed where other packages are installed must not change;
+        in a new run `data.decoder='auto'` is the best that is installed.
 
         Raises:
             ImportError: the packages of that decoder are not installed here.
         """
-        decoder = config.data.decoder
-        if decoder == "auto" and self.config.exists():
-            decoder = load_run_config(self.config).data.decoder
+        decoder, digest = config.data.decoder, config.init_digest
+        if self.config.exists():
+            begun = load_run_config(self.config)
+            decoder = begun.data.decoder if decoder == "auto" else decoder
+            digest = digest or (begun.init_digest if config.init_from or self.has_checkpoint() else "")
         decoder = find_decoder(dataclasses.replace(config.data, decoder=decoder))
-        return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=decoder))
+        data = dataclasses.replace(config.data, decoder=decoder)
+        return dataclasses.replace(config, data=data, init_digest=digest)
 
-    def check(self, config: RunConfig) -> list[str]:
+    def check(self, config: RunConfig, fingerprints: dict[str, str] | None = None) -> list[str]:
         """Make sure that nothing is here yet, or that what is here is this very run.
 
         Args:
             config: the run to start or continue.
+            fingerprints: of its data and vocabulary. Where they are those that the run was started with, the paths may
+                be others.
 
         Returns:
             Changes since the run was started that alter its weights by rounding only.
@@ -97,7 +112,8 @@ class RunDirectory:
                 raise ValueError(f"{self.root} is not empty and holds no run; choose a new or an empty run directory.")
             return []
         found = differences(config_to_json(load_run_config(self.config)), config_to_json(config))
-        changes = [change for change in found if not change.startswith(_FREE)]
+        free = _FREE + PATHS if fingerprints and self._fingerprints() == fingerprints else _FREE
+        changes = [change for change in found if not change.startswith(free)]
         rounding = [change for change in changes if change.split(":")[0].split(".")[-1] in _ROUNDING]
         if rounding != changes:
             raise ValueError(
@@ -106,11 +122,23 @@ class RunDirectory:
             )
         return rounding
 
-    def claim(self, config: RunConfig) -> None:
-        """Write what the run is and with what it is carried out."""
+    def _fingerprints(self) -> dict[str, str] | None:
+        """Of the data and vocabulary that the run here reads; None if that is not on file."""
+        if not self.environment.exists():
+            return None
+        return json.loads(self.environment.read_text(encoding="utf-8")).get("fingerprints")
+
+    def claim(self, config: RunConfig, fingerprints: dict[str, str] | None = None) -> None:
+        """Write what the run is and with what it is carried out.
+
+        Args:
+            config: the run.
+            fingerprints: of its data and vocabulary.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
+        environment = describe_environment() | {"fingerprints": fingerprints}
         self.config.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
-        self.environment.write_text(json.dumps(describe_environment(), indent=2) + "\n", encoding="utf-8")
+        self.environment.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -122,6 +150,11 @@ def describe_environment() -> dict[str, Any]:
         "processes": jax.process_count(),
         "git": _git_state(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that must be the same on all processes of a run."""
+    return {name: _version(name) for name in ("clipa_eqx", "jax", "jaxlib")}
 
 
 def _version(package: str) -> str | None:

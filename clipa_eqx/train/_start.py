@@ -1,39 +1,155 @@
 """What must hold before a run starts, found before anything is compiled."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from ..config import check_run, RunConfig, stage_model
 from ..data import load_tokenizer, open_pairs, PairSource, Tokenizer
-from ..models import make_clip
+from ..models import CLIP, make_clip, named_leaves, transfer, weights_digest
 from ._layout import gradient_specs
-from ._optim import check_rates
+from ._optim import check_frozen, check_rates
+from ._parts import origin, Parts
 from ._profile import check_profile
 from ._run_dir import RunDirectory
 
 
-def open_run(
-    config: RunConfig, paths: RunDirectory, profile_steps: range | None
-) -> tuple[RunConfig, Tokenizer, PairSource, list[str]]:
+GivenModel = CLIP | Callable[[], CLIP]
+"""A model, or a function that loads one whose arrays nobody else needs."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What `train` is given as values, in place of what the config names."""
+
+    model: GivenModel | None = None
+    pairs: PairSource | None = None
+    tokenizer: Tokenizer | None = None
+    parts: Parts = field(default_factory=Parts)
+
+    def names(self) -> tuple[str, ...]:
+        """Each value but the model, of which the digest is recorded, with its origin."""
+        values = {"pairs": self.pairs, "tokenizer": self.tokenizer}
+        origins = {name: origin(value) for name, value in values.items() if value is not None}
+        return tuple(f"{name}={where}" for name, where in (origins | self.parts.given()).items())
+
+
+class Opened(NamedTuple):
+    """A run that can start."""
+
+    config: RunConfig
+    """As `RunDirectory.settle` has it, with what was given."""
+    tokenizer: Tokenizer
+    pairs: PairSource
+    model: CLIP | None
+    """The weights to start from; shapes where the first stage goes on from a checkpoint; None: to be drawn."""
+    changes: list[str]
+    """What changed since the run was started, as `RunDirectory.check` has it."""
+
+
+def open_run(config: RunConfig, paths: RunDirectory, given: Given, profile_steps: range | None) -> Opened:
     """Open what a run reads, and make sure that all of it fits together here.
 
-    Returns:
-        The config as `RunDirectory.settle` has it, tokenizer, pairs, and what changed since the run was started, as
-        `RunDirectory.check` has it.
-
     Raises:
-        ValueError: the config cannot run here, does not fit the vocabulary, has not the steps to profile, or the
-            directory holds another run.
+        ValueError: the config cannot run here, does not fit the vocabulary or the weights, has not the steps to
+            profile, or the directory holds another run, or one that was given other values.
         FileNotFoundError: data or vocabulary are missing.
         ImportError: the packages of the run's decoder are not installed here.
     """
-    config = paths.settle(config)
+    config = _with_given(paths.settle(config), given)
     check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
     check_layout(config, jax.device_count())
     check_profile(config, profile_steps)
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = given.tokenizer or load_tokenizer(config.data.tokenizer)
     check_vocabulary(config, tokenizer)
-    return config, tokenizer, open_pairs(config.data), paths.check(config)
+    pairs = open_pairs(config.data) if given.pairs is None else given.pairs
+    model, digest = _first_model(config, paths, given.model)
+    config = dataclasses.replace(config, init_digest=digest)
+    return Opened(config, tokenizer, pairs, model, paths.check(config, fingerprints(pairs, tokenizer)))
+
+
+def _with_given(config: RunConfig, given: Given) -> RunConfig:
+    """The config with the names of what was given.
+
+    Raises:
+        ValueError: something that the config says was given is missing, or data are both given and named.
+    """
+    names = given.names()
+    missing = sorted(set(config.given) - set(names))
+    if missing:
+        raise ValueError(
+            f"This run was started with values that `train` must be given again: {', '.join(missing)}. "
+            f"Given now: {', '.join(names) or 'nothing'}."
+        )
+    for name, value, field_name in (("pairs", given.pairs, "train"), ("tokenizer", given.tokenizer, "tokenizer")):
+        if value is not None and getattr(config.data, field_name):
+            raise ValueError(
+                f"`train` is given {name}= and config.data.{field_name}={getattr(config.data, field_name)!r}: "
+                "leave one of the two out."
+            )
+    return dataclasses.replace(config, given=names)
+
+
+def _first_model(config: RunConfig, paths: RunDirectory, given: GivenModel | None) -> tuple[CLIP | None, str]:
+    """What the first stage starts from, and the digest of its weights; they are not read where a checkpoint is there.
+
+    Raises:
+        ValueError: the weights are not the model's, are not finite, or are others than the run began with.
+    """
+    if isinstance(given, CLIP):
+        # A copy of a caller's own model: the first step uses its weights up.
+        given = functools.partial(jax.tree.map, jnp.copy, given)
+    if paths.has_checkpoint():
+        shapes = eqx.filter_eval_shape(make_clip, stage_model(config, config.stages[0]), key=jax.random.key(0))
+        return shapes, config.init_digest
+    if given is None:
+        if config.init_from or config.init_digest:
+            raise ValueError(
+                f"config.init_from={config.init_from!r} names weights to start from, which `train` must be given: "
+                "model=lambda: starting_model(config), of clipa_eqx.init_from; `clipa train` does that by itself."
+            )
+        for stage in config.stages:
+            check_frozen(stage.optim, drawn=eqx.filter_eval_shape(make_clip, config.model, key=jax.random.key(0)))
+        return None, ""
+    model = given()
+    check_weights(model, config)
+    digest = weights_digest(model)
+    if config.init_digest and config.init_digest != digest:
+        raise ValueError(
+            f"The weights to start from are not those that this run began with (sha256 {digest[:16]}, then "
+            f"{config.init_digest[:16]}): put them back, or choose another run directory."
+        )
+    return model, digest
+
+
+def check_weights(model: CLIP, config: RunConfig) -> None:
+    """Make sure that a run can start from these weights.
+
+    Raises:
+        ValueError: the model is another than the config's, with every field named; or numbers are not finite.
+    """
+    for stage in config.stages[:1]:
+        try:
+            eqx.filter_eval_shape(
+                functools.partial(transfer, config=stage_model(config, stage), image_positions=stage.position_transfer),
+                model,
+            )
+        except ValueError as error:
+            raise ValueError(f"The weights to start from do not fit the run's model. {error}") from error
+    wrong = [name for name, leaf in named_leaves(model).items() if not bool(jnp.all(jnp.isfinite(leaf)))]
+    if wrong:
+        raise ValueError(f"The weights to start from hold NaN or infinity in {', '.join(wrong)}: load another file.")
+
+
+def fingerprints(pairs: PairSource, tokenizer: Tokenizer) -> dict[str, str]:
+    """Of what a run reads, wherever it lies."""
+    return {"data": pairs.fingerprint, "vocabulary": tokenizer.fingerprint}
 
 
 def check_layout(config: RunConfig, num_devices: int) -> None:

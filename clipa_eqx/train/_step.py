@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast, TypedDict
+from typing import Any, cast, Protocol, runtime_checkable, TypedDict
 
 import equinox as eqx
 import jax
@@ -13,13 +13,13 @@ from jaxtyping import Array, Float, Int, Key as JaxKey, UInt8
 
 from .._types import Key, Scalar
 from ..config import Shard, StageConfig
-from ..losses import clamp_logit_scale, contrastive_accuracy, sigmoid_contrastive, softmax_contrastive
+from ..losses import clamp_logit_scale, contrastive_accuracy
 from ..models import CLIP, for_compute, normalize_pixels, scale_pixels
-from ..reduction import keep_patches, keep_tokens
 from ..sharding import DATA_AXIS, sum_over_devices, to_own
 from ._augment import augment_colors, jitter_order
 from ._layout import gather_model, gradient_specs, parameter_specs, state_shardings
 from ._optim import trainable_mask
+from ._parts import choose_patches, choose_tokens, KeepImage, KeepText, Loss, pair_loss, Parts
 from ._state import TrainState
 
 
@@ -41,6 +41,19 @@ class StepMetrics(TypedDict):
     inverse_temperature: Scalar
 
 
+@runtime_checkable
+class TrainStep(Protocol):
+    """A compiled step: called with a state and a batch, or lowered with their shapes."""
+
+    def __call__(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
+        """The next state, and what the step measured; `state` is used up."""
+        ...
+
+    def lower(self, state: TrainState, batch: DeviceBatch) -> jax.stages.Lowered:
+        """The step as a program for arguments of these shapes and places."""
+        ...
+
+
 def make_train_step(
     stage: StageConfig,
     schedule: optax.Schedule,
@@ -48,7 +61,10 @@ def make_train_step(
     mesh: Mesh,
     *,
     shard: Shard = "none",
-) -> jax.stages.Wrapped:
+    keep_image: KeepImage | None = None,
+    keep_text: KeepText | None = None,
+    loss: Loss | None = None,
+) -> TrainStep:
     """Compile-once step of one stage, data-parallel over the mesh's `data` axis.
 
     Each device embeds its own rows, compares them with everybody's (gathered) and takes the gradient of the mean
@@ -60,14 +76,21 @@ def make_train_step(
         optimizer: from `make_optimizer`.
         mesh: from `make_mesh`.
         shard: what is split over the devices; the state comes and goes in the layout of `state_shardings`.
+        keep_image: chooses patches in place of the stage's `image_reduction`.
+        keep_text: chooses tokens in place of its `text_reduction`.
+        loss: in place of its `loss`.
 
     Returns:
-        A jitted function of a state and a `DeviceBatch` that returns the next state and its `StepMetrics`.
+        The jitted step.
+
+    Raises:
+        ValueError: when it is traced, if a given part returns what it must not.
     """
+    parts = Parts(keep_image, keep_text, loss)
 
     def step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, accuracy), grads = _loss_and_gradient(state.model, batch, stage, mesh, shard, key=key)
+        (loss, accuracy), grads = _loss_and_gradient(state.model, batch, stage, parts, mesh, shard, key=key)
         # optax raises Python numbers to integer powers, which a caller's strict promotion rules would refuse.
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimizer.update(cast(Any, grads), state.opt_state, cast(Any, state.model))
@@ -90,11 +113,11 @@ def make_train_step(
         state = TrainState(model=model, opt_state=opt_state, average=average, step=state.step + 1, key=state.key)
         return jax.lax.with_sharding_constraint(state, state_shardings(state, shard, mesh)), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return cast(TrainStep, jax.jit(step, donate_argnums=0))
 
 
 def _loss_and_gradient(
-    model: CLIP, batch: DeviceBatch, stage: StageConfig, mesh: Mesh, shard: Shard, *, key: Key
+    model: CLIP, batch: DeviceBatch, stage: StageConfig, parts: Parts, mesh: Mesh, shard: Shard, *, key: Key
 ) -> tuple[tuple[Scalar, Scalar], CLIP]:
     """Loss and accuracy of the whole batch, and the gradient of the trained arrays, laid out by `gradient_specs`."""
     trained, frozen = eqx.partition(model, trainable_mask(stage.optim, model))
@@ -109,7 +132,7 @@ def _loss_and_gradient(
             return gather_model(for_compute(model, stage.compute_dtype), held_model)
 
         def mean_loss(trained: CLIP) -> tuple[Scalar, Scalar]:
-            return _mean_loss(eqx.combine(trained, frozen), usable, batch, stage, key=key)
+            return _mean_loss(eqx.combine(trained, frozen), usable, batch, stage, parts, key=key)
 
         results, grads = jax.value_and_grad(mean_loss, has_aux=True)(jax.tree.map(to_own, trained, held))
         return results, jax.tree.map(sum_over_devices, grads, held, wanted)
@@ -127,7 +150,7 @@ def _norm(grads: CLIP) -> Scalar:
 
 
 def _mean_loss(
-    model: CLIP, usable: Callable[[CLIP], CLIP], batch: DeviceBatch, stage: StageConfig, *, key: Key
+    model: CLIP, usable: Callable[[CLIP], CLIP], batch: DeviceBatch, stage: StageConfig, parts: Parts, *, key: Key
 ) -> tuple[Scalar, Scalar]:
     """Loss and accuracy of the whole batch; runs inside the mapped step, where `batch` is this device's rows.
 
@@ -144,20 +167,13 @@ def _mean_loss(
     def embed(
         batch: DeviceBatch, keys: JaxKey[Array, " rows"]
     ) -> tuple[Float[Array, "rows embed"], Float[Array, "rows embed"]]:
-        one = functools.partial(_embed_pair, usable(model), stage, order=order)
+        one = functools.partial(_embed_pair, usable(model), stage, parts, order=order)
         return jax.vmap(lambda row, key: one(row["pixels"], row["tokens"], row["word_class"], key=key))(batch, keys)
 
     count = stage.batch_size // stage.micro_batch if stage.micro_batch else 1
     image_embed, text_embed = _in_micro_batches(embed, (batch, keys), count)
     form: dict[str, Any] = {"axis_name": DATA_AXIS, "tile": stage.loss_tile or None, "ring": stage.loss_ring}
-    if stage.loss == "sigmoid":
-        if model.logit_bias is None:
-            raise ValueError(
-                "The sigmoid loss needs a model with a logit bias: set model.init_logit_bias (SigLIP: -10)."
-            )
-        loss = sigmoid_contrastive(image_embed, text_embed, model.logit_scale, model.logit_bias, **form)
-    else:
-        loss = softmax_contrastive(image_embed, text_embed, model.logit_scale, **form)
+    loss = pair_loss(stage, parts.loss, image_embed, text_embed, model, **form)
     accuracy = contrastive_accuracy(image_embed, text_embed, **form)
     return jax.lax.pmean(loss, DATA_AXIS), jax.lax.pmean(accuracy, DATA_AXIS)
 
@@ -179,6 +195,7 @@ def _in_micro_batches(embed: Callable[..., Any], rows: Any, count: int) -> Any:
 def _embed_pair(
     model: CLIP,
     stage: StageConfig,
+    parts: Parts,
     pixels: UInt8[Array, "height width 3"],
     tokens: Int[Array, " length"],
     word_class: UInt8[Array, " length"],
@@ -194,14 +211,14 @@ def _embed_pair(
         image = augment_colors(image, stage.augment, order, key=color_key)
     patch = model.config.vision.patch_size
     grid = (image.shape[0] // patch, image.shape[1] // patch)
-    kept = keep_patches(stage.image_reduction, grid, stage.keep_patches, key=patch_key)
+    kept = choose_patches(stage, parts.keep_image, image, grid, key=patch_key)
     image_embed = model.encode_image(normalize_pixels(image, model.config.vision), kept=kept, key=image_key)
 
     text = model.config.text
-    positions = keep_tokens(
-        stage.text_reduction,
+    positions = choose_tokens(
+        stage,
+        parts.keep_text,
         tokens,
-        stage.text_length,
         priority=word_class.astype(jnp.int32),
         pad_id=text.pad_id,
         end_id=None if text.end_id < 0 else text.end_id,

@@ -18,6 +18,9 @@ from ._batch import Arrays, BatchReader, Fault, Part
 _CLOSE_S = 2.0
 """How long closing waits for workers to end."""
 
+_FOR_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Signals that reach the whole group of processes, or all those of a machine, and that the parent answers."""
+
 _Faults = tuple[Fault, ...]
 
 
@@ -175,7 +178,12 @@ class _ChildWorker:
         self._connection, other = context.Pipe()
         arguments = (reader, most_rows, other, self._memory, self._row)
         self._process = context.Process(target=_serve_parent, args=arguments, daemon=True)
-        self._process.start()
+        # Held back until the child ignores them; this thread's wait until the child has begun.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_PARENT)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         other.close()
 
     @property
@@ -227,8 +235,9 @@ def _serve_parent(
     row: Any,
 ) -> None:
     """What a reader process does until its parent ends or hangs up."""
-    # Ctrl-C reaches the whole group; the parent decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _FOR_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_PARENT)
     arrays = _view(memory, reader, most_rows)
 
     def note(number: int) -> None:

@@ -1,0 +1,30 @@
+"""Where the process of a command begins: SIGTERM is answered before anything that takes time."""
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from ..termination import conclude, EXIT_CODE, interruptible, Terminated, watching
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `clipa`; returns the exit code: 0, 1 for a fault, 130 when interrupted, 143 when ended by SIGTERM, before
+    which a training run saves a checkpoint.
+
+    Args:
+        arguments: None: those of this process, which ends with the command.
+    """
+    with watching():
+        try:
+            with interruptible():
+                from ._main import main as run
+
+                code = run(arguments)
+        except Terminated:
+            conclude()
+            sys.stderr.write("clipa: stopped by SIGTERM\n")
+            code = EXIT_CODE
+    if code == EXIT_CODE and arguments is None:
+        # A second one must not change what the process ends with.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return code
