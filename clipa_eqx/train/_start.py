@@ -70,7 +70,7 @@ def open_run(config: RunConfig, paths: RunDirectory, given: Given, profile_steps
     check_vocabulary(config, tokenizer)
     pairs = open_pairs(config.data) if given.pairs is None else given.pairs
     model, digest = _first_model(config, paths, given.model)
-    config = dataclasses.replace(config, init_digest=digest)
+    config = _with_stored_positions(dataclasses.replace(config, init_digest=digest), model)
     return Opened(config, tokenizer, pairs, model, paths.check(config, fingerprints(pairs, tokenizer)))
 
 
@@ -128,6 +128,20 @@ def _first_model(config: RunConfig, paths: RunDirectory, given: GivenModel | Non
     return model, digest
 
 
+def _with_stored_positions(config: RunConfig, model: CLIP | None) -> RunConfig:
+    """The config that says so where the weights bring a table of positions in place of the formula that it names."""
+    if model is None:
+        return config
+    move = functools.partial(
+        transfer,
+        config=stage_model(config, config.stages[0]),
+        image_positions=config.stages[0].position_transfer,
+    )
+    position = eqx.filter_eval_shape(move, model).config.vision.position
+    vision = dataclasses.replace(config.model.vision, position=position)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
+
+
 def check_weights(model: CLIP, config: RunConfig) -> None:
     """Make sure that a run can start from these weights.
 
@@ -170,19 +184,16 @@ def check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
     Raises:
         ValueError: the table is too small, or padding or end ids differ.
     """
-    text = config.model.text
+    text, where = config.model.text, config.data.tokenizer or "that came with the run"
+    faults = []
     if tokenizer.vocab_size > text.vocab_size:
-        raise ValueError(
-            f"The vocabulary {config.data.tokenizer} has {tokenizer.vocab_size} entries, the model's table "
-            f"text.vocab_size={text.vocab_size} rows; use a model with at least as many rows."
+        faults.append(
+            f"has {tokenizer.vocab_size} entries, the model's table text.vocab_size={text.vocab_size} rows; use a "
+            "model with at least as many rows"
         )
     if tokenizer.pad_id != text.pad_id:
-        raise ValueError(
-            f"The vocabulary {config.data.tokenizer} pads with id {tokenizer.pad_id}, the model expects "
-            f"text.pad_id={text.pad_id}."
-        )
+        faults.append(f"pads with id {tokenizer.pad_id}, the model expects text.pad_id={text.pad_id}")
     if text.end_id >= 0 and tokenizer.end_id != text.end_id:
-        raise ValueError(
-            f"The vocabulary {config.data.tokenizer} ends texts with id {tokenizer.end_id}, the model expects "
-            f"text.end_id={text.end_id}."
-        )
+        faults.append(f"ends texts with id {tokenizer.end_id}, the model expects text.end_id={text.end_id}")
+    if faults:
+        raise ValueError(f"The vocabulary {where} " + "; it ".join(faults) + ".")
