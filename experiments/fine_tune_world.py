@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any, cast, IO
 
 from PIL import Image
 
@@ -64,7 +65,7 @@ def main(directory: Path) -> None:
     sys.stdout.write(json.dumps(rows) + "\n")
 
 
-def clipa(*arguments: object) -> dict:
+def clipa(*arguments: object) -> dict[str, Any]:
     """Run a command; returns what it prints last, where that is JSON."""
     command = [sys.executable, "-m", "clipa_eqx", *map(str, arguments)]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -91,7 +92,7 @@ def make_other_world(drawn: Path, out: Path) -> None:
 def recolor_tar(path: Path, target: Path) -> None:
     with tarfile.open(path) as old, tarfile.open(target, "w") as new:
         for member in old:
-            content = recolor(Path(member.name).suffix, old.extractfile(member).read())
+            content = recolor(Path(member.name).suffix, cast(IO[bytes], old.extractfile(member)).read())
             copy = tarfile.TarInfo(member.name)
             copy.size = len(content)
             new.addfile(copy, io.BytesIO(content))

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import pytest
 from helpers import tiny_run, write_shards, write_vocabulary
-from starts import write_image_tower
 
 from clipa_eqx.cli import main
 from clipa_eqx.interop import export_open_clip, load_pretrained
@@ -58,7 +57,6 @@ def workplace(tmp_path_factory):
     run = dataclasses.replace(run, stages=run.stages[1:])
     train(run, directory / "runs" / "b16", console=False)
     export_open_clip(load_pretrained(directory / "runs" / "b16"), directory / "weights")
-    write_image_tower(directory / "tower.safetensors")
     return directory
 
 

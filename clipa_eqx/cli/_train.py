@@ -96,7 +96,12 @@ class Train:
         run_dir = self.run_dir or Path("runs") / config.recipe
 
         def check() -> None:
-            check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+            check_run(
+                config,
+                num_devices=jax.device_count(),
+                num_processes=jax.process_count(),
+                starts_from_weights=bool(config.init_from),
+            )
             check_layout(config, jax.device_count())
             check_profile(config, profile_steps)
 
@@ -107,7 +112,11 @@ class Train:
         own = RunDirectory(run_dir).tokenizer
         came = None
         if isinstance(handed[0], Pretrained) and not config.data.tokenizer:
-            came = load_tokenizer(own) if own.is_dir() else handed[0].tokenizer
+            came = load_tokenizer(own) if own.is_dir() else handed[0].found_tokenizer
+            if came is None:
+                raise ValueError(
+                    f"{config.init_from} came without a vocabulary that is read here: give --data.tokenizer."
+                )
 
         def first_model() -> CLIP:
             opened = handed.pop()
@@ -168,8 +177,8 @@ class Train:
             return config
         recipe = self._recipe(start)
         data = self.data
-        if recipe.name in tune_recipes:
-            # A model's own texts are as long as its context.
+        if start is not None:
+            # A model's own texts are as long as its context, often longer than what is read of a caption by default.
             longest = max(stage.text_length for stage in recipe.stages)
             data = dataclasses.replace(data, caption_tokens=max(data.caption_tokens, longest))
         config = run_config(recipe, data=data, seed=self.seed)

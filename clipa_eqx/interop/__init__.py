@@ -12,13 +12,18 @@ from ._image_tower import (
     load_image_tower as load_image_tower,
     read_image_tower as read_image_tower,
 )
+from ._inputs import (
+    ImageReader as ImageReader,
+    Picture as Picture,
+    Preprocess as Preprocess,
+    TextTokenizer as TextTokenizer,
+)
 from ._load import load_pretrained as load_pretrained
 from ._open_clip import export_open_clip as export_open_clip, load_open_clip as load_open_clip
 from ._open_clip_config import Numerics as Numerics
 from ._openai import load_openai as load_openai
 from ._pretrained import (
     move_pretrained as move_pretrained,
-    Preprocess as Preprocess,
     Pretrained as Pretrained,
     save_pretrained as save_pretrained,
 )

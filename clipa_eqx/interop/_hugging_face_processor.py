@@ -7,7 +7,7 @@ from typing import Any
 from ..config import CLIPConfig, EvalResize, Interpolation, PixelTriple, VisionConfig
 from ..data import Tokenizer
 from ._hugging_face_config import Kind
-from ._pretrained import Preprocess
+from ._inputs import Preprocess
 
 
 # Numbers of Pillow's kernels.

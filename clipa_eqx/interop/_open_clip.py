@@ -11,11 +11,12 @@ import safetensors.numpy
 from ..config import CLIPConfig, EvalResize, Interpolation, OPENAI_MEAN, OPENAI_STD, PixelTriple
 from ..data import load_tokenizer, Tokenizer
 from ._arrays import Arrays, open_arrays
+from ._inputs import Preprocess
 from ._mapping import export_arrays, import_arrays, leading_axes, patch_torch, Rule, transposed
 from ._open_clip_config import Numerics, read_model_cfg, write_model_cfg
 from ._open_clip_names import named_config
 from ._positions import with_formula_where_equal, with_position
-from ._pretrained import Preprocess, Pretrained
+from ._pretrained import Pretrained
 from ._torch_rules import linear_rules, norm_rules
 
 

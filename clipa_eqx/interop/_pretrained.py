@@ -1,34 +1,24 @@
 """A model with all that it needs to be used: its preprocessing and its tokenizer."""
 
 import dataclasses
+import functools
 import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import (
-    CLIPConfig,
-    config_to_json,
-    EvalConfig,
-    EvalResize,
-    Interpolation,
-    load_run_config,
-    RunConfig,
-    StageConfig,
-)
+import numpy as np
+from jaxtyping import Float32
+
+from ..config import CLIPConfig, config_to_json, EvalConfig, load_run_config, RunConfig, StageConfig
 from ..data import load_tokenizer, Tokenizer
 from ..models import CLIP, load_weights, save_weights, transfer
+from ._embed import embed, embed_pixels, embed_tokens
+from ._inputs import ImageReader, listed, Picture, Preprocess, TextTokenizer
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """How a picture becomes the model's input, but for the pixel statistics, which are the image tower's own."""
-
-    image_size: int
-    """Side in pixels."""
-    resize: EvalResize
-    """crop: shortest side, then centre square. squash: both sides, aspect ignored."""
-    interpolation: Interpolation
-    """Kernel of the antialiased resize."""
+_DECODE_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -37,13 +27,31 @@ class Pretrained:
 
     model: CLIP
     config: CLIPConfig
-    preprocess: Preprocess
+    found_preprocess: Preprocess | None
+    """How pictures are resized for it; None where the weights do not say."""
     found_tokenizer: Tokenizer | None
     """The tokenizer that came with the weights; None if none did, or one of a kind that this package does not read."""
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer.
+    @functools.cached_property
+    def preprocess(self) -> ImageReader:
+        """How pictures are read for the model: call it with one.
+
+        Raises:
+            ValueError: the weights do not say how.
+        """
+        if self.found_preprocess is None:
+            raise ValueError(
+                "These weights do not say how pictures are resized for them: give "
+                f"dataclasses.replace(pretrained, found_preprocess=Preprocess({self.config.vision.image_size}, RESIZE, "
+                "KERNEL)), with crop or squash and bilinear or bicubic, as the model was trained."
+            )
+        vision = self.config.vision
+        settings = {field.name: getattr(self.found_preprocess, field.name) for field in dataclasses.fields(Preprocess)}
+        return ImageReader(**settings, pixel_mean=vision.pixel_mean, pixel_std=vision.pixel_std)
+
+    @functools.cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """The tokenizer: call it with texts.
 
         Raises:
             ValueError: the weights came without one.
@@ -51,9 +59,44 @@ class Pretrained:
         if self.found_tokenizer is None:
             raise ValueError(
                 "These weights came without a tokenizer that this package reads: put its vocab.txt, tokenizer.json, "
-                "spiece.model, or vocab.json and merges.txt beside them, or use load_tokenizer."
+                "spiece.model, or vocab.json and merges.txt beside them, or give dataclasses.replace(pretrained, "
+                "found_tokenizer=load_tokenizer(PATH))."
             )
-        return self.found_tokenizer
+        settings = {field.name: getattr(self.found_tokenizer, field.name) for field in dataclasses.fields(Tokenizer)}
+        return TextTokenizer(**settings, context_length=self.config.text.context_length)
+
+    def embed_images(
+        self, images: Picture | Iterable[Picture], *, batch_size: int = 64
+    ) -> Float32[np.ndarray, "images embed"]:
+        """Embed pictures, in order, as unit vectors. One that cannot be read is an error.
+
+        Files are decoded in threads while the device embeds the batch before. `evaluation.embed_images` spreads a set
+        over devices and processes, and reports what cannot be read.
+
+        Args:
+            images: one picture, which makes one row, or several; an iterator is read batch by batch.
+            batch_size: most at once, at least 1; one function is compiled for all batches.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: there is no picture, one cannot be used, or the weights do not say how pictures are resized.
+        """
+        decode = self.preprocess.decode
+        with ThreadPoolExecutor(_DECODE_THREADS) as threads:
+            read = lambda rows: np.stack(list(threads.map(decode, rows)))
+            return embed(embed_pixels, self.model, read, listed(images), batch_size)
+
+    def embed_texts(self, texts: str | Iterable[str], *, batch_size: int = 256) -> Float32[np.ndarray, "texts embed"]:
+        """Embed texts, in order, as unit vectors.
+
+        Args:
+            texts: one text, which makes one row, or several; an iterator is read batch by batch.
+            batch_size: most at once, at least 1; one function is compiled for all batches.
+
+        Raises:
+            ValueError: there is no text, or the weights came without a tokenizer.
+        """
+        return embed(embed_tokens, self.model, self.tokenizer, listed(texts), batch_size)
 
 
 def move_pretrained(
@@ -76,7 +119,9 @@ def move_pretrained(
     if config == pretrained.config:
         return pretrained
     model = transfer(pretrained.model, config, image_positions="resample")
-    preprocess = dataclasses.replace(pretrained.preprocess, image_size=vision.image_size)
+    preprocess = pretrained.found_preprocess
+    if preprocess is not None:
+        preprocess = dataclasses.replace(preprocess, image_size=vision.image_size)
     return Pretrained(model, model.config, preprocess, pretrained.found_tokenizer)
 
 

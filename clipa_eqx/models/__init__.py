@@ -9,9 +9,9 @@ from ._clip import (
 from ._pixels import normalize_pixels as normalize_pixels, scale_pixels as scale_pixels
 from ._precision import for_compute as for_compute
 from ._presets import presets as presets
-from ._text import TextTower as TextTower
+from ._text import make_text as make_text, TextTower as TextTower
 from ._transfer import transfer as transfer
-from ._vision import VisionTower as VisionTower
+from ._vision import make_vision as make_vision, VisionTower as VisionTower
 from ._weights import (
     aligned_empty as aligned_empty,
     load_weights as load_weights,

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 from .._types import Key, TokenIds
 from ..config import TextConfig
 from ..nn import Block, BlockInit, LayerNorm, Linear, mean_of_text, read_position, sincos_1d, Stack
+from ._projection import make_projection
 
 
 class TextTower(eqx.Module):
@@ -34,9 +35,24 @@ class TextTower(eqx.Module):
         Raises:
             ValueError: the text is longer than the learned position table.
         """
-        x = jnp.take(self.embedding, tokens, axis=0) + self._positions(tokens.size)
-        x = self._pooled(x, tokens, key)
+        x = self._pooled(self._tokens(tokens), tokens, key)
         return x if self.projection is None else self.projection(x)
+
+    def features(self, tokens: TokenIds, *, key: Key | None = None) -> Float[Array, "length dim"]:
+        """All tokens after the last norm, padding among them.
+
+        Args:
+            tokens: as in a call.
+            key: as in a call.
+
+        Raises:
+            ValueError: as in a call.
+        """
+        return self.norm(self.stack(self._tokens(tokens), self._mask(tokens), key=key))
+
+    def _tokens(self, tokens: TokenIds) -> Float[Array, "length dim"]:
+        """What the blocks take."""
+        return jnp.take(self.embedding, tokens, axis=0) + self._positions(tokens.size)
 
     def _positions(self, length: int) -> Float[Array, "length dim"]:
         if self.position is None:
@@ -65,7 +81,7 @@ class TextTower(eqx.Module):
         return mask
 
 
-def make_text(config: TextConfig, embed: int, *, key: Key) -> TextTower:
+def make_text(config: TextConfig, embed: int | None = None, *, key: Key) -> TextTower:
     """Draw a new text tower.
 
     Initial values as in CLIPA-JAX (models/text_transformer.py), which follows OpenAI's CLIP: normal with deviation
@@ -74,8 +90,11 @@ def make_text(config: TextConfig, embed: int, *, key: Key) -> TextTower:
 
     Args:
         config: the tower.
-        embed: width of the joint space.
+        embed: width of the joint space; needed where `config.projection` is not none.
         key: randomness of the weights.
+
+    Raises:
+        ValueError: the tower has a projection, and no width for it is given.
     """
     embedding_key, position_key, blocks_key, projection_key = jax.random.split(key, 4)
     normal = jax.nn.initializers.normal
@@ -98,8 +117,6 @@ def make_text(config: TextConfig, embed: int, *, key: Key) -> TextTower:
         position=normal(0.01)(position_key, (config.context_length, width)) if config.position == "learned" else None,
         stack=Stack(blocks, config.drop_path),
         norm=LayerNorm(width, config.norm_eps),
-        projection=None
-        if config.projection == "none"
-        else Linear(width, embed, normal(width**-0.5), use_bias=config.projection == "linear_bias", key=projection_key),
+        projection=make_projection(config, embed, normal(width**-0.5), key=projection_key),
         config=config,
     )

@@ -21,6 +21,7 @@ from ..nn import (
     Stack,
     xavier_uniform,
 )
+from ._projection import make_projection
 
 
 class VisionTower(eqx.Module):
@@ -58,6 +59,28 @@ class VisionTower(eqx.Module):
         Raises:
             ValueError: the patch size does not divide the image, or a stored position table has another grid.
         """
+        x = self._pooled(self._tokens(pixels, kept), key)
+        return x if self.projection is None else self.projection(x)
+
+    def features(
+        self, pixels: Pixels, *, kept: Int[Array, " kept"] | None = None, key: Key | None = None
+    ) -> Float[Array, "tokens dim"]:
+        """All tokens after the last norm: the class token, if there is one, then the patches.
+
+        What `__call__` pools and projects, but for pools that take the mean before the norm.
+
+        Args:
+            pixels: as in a call.
+            kept: as in a call.
+            key: as in a call.
+
+        Raises:
+            ValueError: as in a call.
+        """
+        return self.norm(self.stack(self._tokens(pixels, kept), key=key))
+
+    def _tokens(self, pixels: Pixels, kept: Int[Array, " kept"] | None) -> Float[Array, "tokens dim"]:
+        """What the blocks take."""
         x, position = self._patches(pixels), self._positions(pixels)
         if kept is not None:
             x, position = jnp.take(x, kept, axis=0), jnp.take(position, kept, axis=0)
@@ -66,8 +89,7 @@ class VisionTower(eqx.Module):
             x = jnp.concatenate([self.class_token[None], x])
         if self.input_norm is not None:
             x = self.input_norm(x)
-        x = self._pooled(x, key)
-        return x if self.projection is None else self.projection(x)
+        return x
 
     def _patches(self, pixels: Pixels) -> Float[Array, "patches pixels"]:
         side = self.config.patch_size
@@ -114,7 +136,7 @@ def computed_positions(config: VisionConfig, grid: tuple[int, int]) -> Float[np.
     return table(grid, config.width)
 
 
-def make_vision(config: VisionConfig, embed: int, *, key: Key) -> VisionTower:
+def make_vision(config: VisionConfig, embed: int | None = None, *, key: Key) -> VisionTower:
     """Draw a new image tower.
 
     Initial values as in CLIPA-JAX (models/vit.py): Xavier-uniform matrices in the blocks, the default of Flax's
@@ -123,8 +145,11 @@ def make_vision(config: VisionConfig, embed: int, *, key: Key) -> VisionTower:
 
     Args:
         config: the tower.
-        embed: width of the joint space.
+        embed: width of the joint space; needed where `config.projection` is not none.
         key: randomness of the weights.
+
+    Raises:
+        ValueError: the tower has a projection, and no width for it is given.
     """
     patch_key, position_key, blocks_key, pool_key, projection_key = jax.random.split(key, 5)
     outward = jax.nn.initializers.normal(config.width**-0.5)
@@ -160,8 +185,6 @@ def make_vision(config: VisionConfig, embed: int, *, key: Key) -> VisionTower:
         attention_pool=AttentionPool(config.width, config.heads, config.hidden, xavier_uniform, key=pool_key, **shape)
         if config.pool == "attention"
         else None,
-        projection=None
-        if config.projection == "none"
-        else Linear(config.width, embed, outward, use_bias=config.projection == "linear_bias", key=projection_key),
+        projection=make_projection(config, embed, outward, key=projection_key),
         config=config,
     )

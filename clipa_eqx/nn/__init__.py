@@ -5,6 +5,7 @@ from ._block import activate as activate, Block as Block, BlockInit as BlockInit
 from ._form import Form as Form, form_for as form_for, layers_for as layers_for
 from ._layers import (
     fold_norm as fold_norm,
+    Initializer as Initializer,
     LayerNorm as LayerNorm,
     Linear as Linear,
     wide_dtype as wide_dtype,

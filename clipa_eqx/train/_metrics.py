@@ -145,7 +145,7 @@ class StageLog:
         """The command that trains on at half the rate, from the newest checkpoint where there is one."""
         name, root = self._stage.name, self._root
         saved = newest_checkpoint(root)
-        start = f" --init-from {shlex.quote(str(saved))} --from-stage {saved.parent.name}" if saved else ""
+        start = f" --init-from {shlex.quote(str(saved))} --from-stage {name}" if saved else ""
         rates = f"stages.{name}.optim.learning_rate={self._stage.optim.learning_rate / 2:g}"
         return (
             "To go on at half the rate in a new run: "

@@ -71,12 +71,16 @@ class RunDirectory:
         """Where one stage's checkpoints lie."""
         return self.root / "checkpoints" / stage
 
+    def init_digest(self) -> str:
+        """Digest of the weights that the run here began with; empty if it drew them, or has not begun."""
+        return load_run_config(self.config).init_digest if self.config.exists() else ""
+
     def has_checkpoint(self) -> bool:
         """Whether a stage has a whole checkpoint to go on from."""
         return any(step.name.isdecimal() for step in self.root.glob("checkpoints/*/*"))
 
     def settle(self, config: RunConfig) -> RunConfig:
-        """The config with what the run here began with: its decoder, the digest of its first weights, their positions.
+        """The config with what the run here began with: its decoder, and the kind of image positions of its weights.
 
         Two decoders differ by rounding, so a run that is resumed where other packages are installed must not change;
         in a new run `data.decoder='auto'` is the best that is installed.
@@ -84,18 +88,17 @@ class RunDirectory:
         Raises:
             ImportError: the packages of that decoder are not installed here.
         """
-        decoder, digest = config.data.decoder, config.init_digest
+        decoder = config.data.decoder
         if self.config.exists():
             begun = load_run_config(self.config)
             decoder = begun.data.decoder if decoder == "auto" else decoder
-            digest = digest or (begun.init_digest if config.init_from or self.has_checkpoint() else "")
-            if digest and begun.model.vision.position == "frozen" and config.model.vision.position.startswith("sincos"):
+            stored = begun.init_digest and begun.model.vision.position == "frozen"
+            if stored and config.model.vision.position.startswith("sincos"):
                 # The table that came with the weights.
                 vision = dataclasses.replace(config.model.vision, position="frozen")
                 config = dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
         decoder = find_decoder(dataclasses.replace(config.data, decoder=decoder))
-        data = dataclasses.replace(config.data, decoder=decoder)
-        return dataclasses.replace(config, data=data, init_digest=digest)
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=decoder))
 
     def check(self, config: RunConfig, fingerprints: dict[str, str] | None = None) -> list[str]:
         """Make sure that nothing is here yet, or that what is here is this very run.

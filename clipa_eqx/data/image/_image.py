@@ -109,12 +109,12 @@ def _read_jpeg(data: bytes, size: int, augment: AugmentConfig, draws: Sequence[f
 
 
 def eval_image(
-    data: bytes, size: int, *, resize: EvalResize, interpolation: Interpolation, max_pixels: int
+    data: bytes | Image.Image, size: int, *, resize: EvalResize, interpolation: Interpolation, max_pixels: int
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decode one image in full and resize it without chance, for evaluation.
 
     Args:
-        data: an image file.
+        data: an image file, or a picture that Pillow has opened or made, which is left as it is.
         size: side of the result in pixels, at least 1.
         resize: crop: the shorter side becomes `size` and the longer one, rounded down, is cut to it around the centre,
             as torchvision's Resize and CenterCrop do; squash: both sides become `size`.
@@ -127,7 +127,12 @@ def eval_image(
     check_at_least("size", size, 1)
     check_choice("resize", resize, EvalResize)
     check_choice("interpolation", interpolation, Interpolation)
-    picture = _open(data, max_pixels)
+    if isinstance(data, Image.Image):
+        _check_size(data.width, data.height, max_pixels)
+        with _naming_faults():
+            picture = data.copy()
+    else:
+        picture = _open(data, max_pixels)
     with _naming_faults():
         orientation = _orientation(picture)
         picture = _turn(_to_rgb(picture), orientation)
