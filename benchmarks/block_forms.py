@@ -61,7 +61,8 @@ def stored_block(block: Block, x: Array) -> Array:
     def norm(layer: LayerNorm, x: Array) -> Array:
         centred = x - jnp.mean(x, axis=-1, keepdims=True)
         deviation = jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + layer.eps)
-        return centred / deviation * layer.scale + layer.bias
+        plain = centred / deviation
+        return plain if layer.scale is None or layer.bias is None else plain * layer.scale + layer.bias
 
     def linear(layer: Linear, x: Array) -> Array:
         y = x @ layer.weight

@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 
 from .config import CLIPConfig, config_to_json, load_run_config, RunConfig, stage_model
-from .data import load_tokenizer
+from .data import load_tokenizer, Tokenizer
 from .interop import (
     load_big_vision,
     load_clipa_jax,
@@ -19,8 +19,10 @@ from .interop import (
     open_arrays,
     Preprocess,
     Pretrained,
+    read_image_tower,
 )
 from .models import CLIP, load_weights, make_clip
+from .sizes import Size, text_size, vision_size
 from .train import check_frozen, differences, load_checkpoint, newest_checkpoint
 
 
@@ -80,6 +82,33 @@ def starting_model(config: RunConfig) -> CLIP:
     for stage in config.stages:
         check_frozen(stage.optim, drawn=remaining)
     return found.model
+
+
+def tower_model(start: ImageTower, tokenizer: Tokenizer, *, context_length: int = 32) -> CLIPConfig:
+    """A model around an image tower: a text tower of the same size letter, which ends in the space of the image tower.
+
+    The image side has no projection, as in LiT: all of it comes from the file.
+
+    Args:
+        start: the tower's file.
+        tokenizer: vocabulary of the text side.
+        context_length: tokens of a text.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no tower that is known here.
+    """
+    vision = read_image_tower(start.path)
+    letters: tuple[Size, ...] = ("Ti", "S", "M", "B", "L", "H", "G")
+    # The smallest for towers smaller still.
+    fitting: list[Size] = ["Ti", *(letter for letter in letters if vision_size(letter).width <= vision.width)]
+    text = text_size(
+        fitting[-1],
+        context_length=context_length,
+        vocab_size=tokenizer.vocab_size,
+        pad_id=tokenizer.pad_id,
+    )
+    return CLIPConfig(embed=vision.width, vision=vision, text=text)
 
 
 # What comes with the weights, whatever a recipe says: how pixels are normalised, and how the model computes.
@@ -162,7 +191,10 @@ def _file(path: Path) -> Pretrained | ImageTower:
             return _alone(load_big_vision(path))
         if any("txt/" in name for name in names):
             return _alone(load_clipa_jax(path))
-        return ImageTower(path)
+        raise ValueError(
+            f"{path} has no text tower (txt/...): a run starts from pairs of towers of CLIPA-JAX and big_vision, or "
+            "from an image tower of timm or MAE."
+        )
     if "logit_scale" in names and has("vision.stack."):
         root, model = path.parent, load_weights(path)
         beside = load_pretrained(root) if (root / "config.json").is_file() else None

@@ -81,7 +81,7 @@ SIGNALS = [
     ("save", 1, 1, None, True, ("few", 4)),
     ("save", 1, 2, [0], False, ("few", 2)),
     ("stage", 2, 2, [1], False, ("all", 0)),
-    ("end", 1, 2, None, False, ("tune", 4)),
+    ("end", 1, 1, None, False, ("tune", 4)),
 ]
 MOMENTS = {
     "open": "opening the data",
@@ -150,7 +150,7 @@ def test_three_stages_stopped_at_random_are_the_run_that_was_not(shard, data, pl
 def _tiny(recipe, data):
     """A recipe with all its stages, rules and reductions, of two steps each, and towers of width 16."""
     recipe = scale_recipe(recipe, 1e-9)
-    small = {"width": 16, "depth": 2, "heads": 2, "hidden": 32}
+    small = {"width": 16, "depth": 1, "heads": 2, "hidden": 32}
     vision = dataclasses.replace(recipe.model.vision, **small)
     # The small vocabulary is of word pieces, without a token that ends a text.
     pool = "last" if recipe.model.text.pool == "end" else recipe.model.text.pool
@@ -164,7 +164,7 @@ def _tiny(recipe, data):
     recipe = dataclasses.replace(
         recipe, model=dataclasses.replace(recipe.model, vision=vision, text=text, embed=16), stages=stages
     )
-    run = run_config(recipe, data=tiny_run(data).data)
+    run = run_config(recipe, data=dataclasses.replace(tiny_run(data).data, caption_tokens=64))
     evaluation = dataclasses.replace(run.evaluation, retrieval=str(data / "retrieval"), ema=False)
     return dataclasses.replace(run, evaluation=evaluation, log_every_steps=1)
 

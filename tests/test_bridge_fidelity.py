@@ -79,8 +79,8 @@ def random_batch(seed):
     return {"pixels": pixels, "tokens": tokens, "word_class": np.zeros_like(tokens, np.uint8)}
 
 
-def train_theirs(model, optim, loss_name):
-    """Ten steps of open_clip in float64: the losses, the first gradient, the weights at the end."""
+def train_theirs(model, optim, loss_name, batches, *, steps=STEPS):
+    """Steps of open_clip in float64: the losses, the first gradient, the weights at the end."""
     model = model.double().train()
     excluded = lambda name, p: p.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -93,12 +93,11 @@ def train_theirs(model, optim, loss_name):
         betas=(optim.b1, optim.b2),
         eps=optim.eps,
     )
-    scheduler = cosine_lr(optimizer, optim.learning_rate, optim.warmup_steps, STEPS)
+    scheduler = cosine_lr(optimizer, optim.learning_rate, optim.warmup_steps, steps)
     measure = open_clip.loss.ClipLoss() if loss_name == "softmax" else open_clip.loss.SigLipLoss()
     mean, std = (np.array(value) for value in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
     losses, gradient = [], {}
-    for number in range(10):
-        batch = random_batch(number)
+    for number, batch in enumerate(batches):
         pixels = torch.from_numpy((batch["pixels"] / 255 - mean) / std).permute(0, 3, 1, 2)
         scheduler(number)
         optimizer.zero_grad()
@@ -165,7 +164,7 @@ def test_ten_steps_equal_open_clip(loss_name, tmp_path):
         learning_rate=2e-3, warmup_steps=3, warmup_first="fraction", decay_set="all_but_norms", b2=0.98, eps=1e-6
     )
     losses, gradient, end = train_ours(ours, optim, loss_name)
-    their_losses, their_gradient, their_end = train_theirs(theirs, optim, loss_name)
+    their_losses, their_gradient, their_end = train_theirs(theirs, optim, loss_name, map(random_batch, range(10)))
     assert abs(losses[0] - their_losses[0]) <= 1e-6 * their_losses[0]
     np.testing.assert_allclose(losses, their_losses, rtol=1e-5)
     assert len(their_end) > 30

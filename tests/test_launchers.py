@@ -4,9 +4,11 @@ import os
 import socket
 import sys
 import types
+from pathlib import Path
 
 import jax
 import pytest
+import yaml
 from jax._src import clusters, distributed
 
 from clipa_eqx.cli._launchers import find_launch
@@ -234,3 +236,21 @@ def test_kubernetes_without_its_client_names_the_extra(asked, monkeypatch):
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     with pytest.raises(ValueError, match=r"jax\[k8s\]"):
         asked({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, coordinator="auto")
+
+
+def test_the_manifest_has_what_jax_asks_kubernetes_for():
+    text = (Path(__file__).parent.parent / "experiments" / "train_jobset.yaml").read_text()
+    account, role, binding, jobs = yaml.safe_load_all(text)
+    (train,) = jobs["spec"]["replicatedJobs"]
+    job = train["template"]["spec"]
+    assert job["completionMode"] == "Indexed"
+    assert job["parallelism"] == job["completions"]
+    pod = job["template"]["spec"]
+    assert pod["serviceAccountName"] == account["metadata"]["name"] == binding["subjects"][0]["name"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    may_list = {resource for rule in role["rules"] for resource in rule["resources"]}
+    assert may_list == {"pods", "services", "jobs"}
+    (container,) = pod["containers"]
+    # The first process of a container alone gets SIGTERM.
+    assert container["command"][0] == "clipa"
+    assert "--processes.coordinator=auto" in container["args"]

@@ -27,6 +27,7 @@ from clipa_eqx.nn import (
     Stack,
     xavier_uniform,
 )
+from clipa_eqx.nn._stack import _branch_factors
 
 
 def test_layer_norm_takes_statistics_in_float32():
@@ -222,3 +223,14 @@ def test_one_token_is_that_row_of_all(layers, depth, remat, masked):
     got, expected = (jax.jit(jax.grad(partial(read, one=one), (0, 1), has_aux=True))(stack, x) for one in (True, False))
     assert jnp.any(expected[1])
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, expected)
+
+
+def test_stochastic_depth_keeps_the_mean_of_each_branch():
+    factors = np.asarray(_branch_factors(3, 0.5, key=jax.random.key(0)))
+    for key in range(1, 20):
+        more = np.asarray(_branch_factors(3, 0.5, key=jax.random.key(key)))
+        factors = np.concatenate([factors, more], axis=1)
+    # The chance to stay falls from 1 to 1/2: what stays is scaled by its inverse.
+    for row, stay in zip(factors, (1.0, 0.75, 0.5), strict=True):
+        np.testing.assert_allclose(row[row != 0], 1 / stay, rtol=1e-6)
+    assert 0 < (factors[2] == 0).sum() < factors[2].size

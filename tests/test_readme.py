@@ -12,6 +12,7 @@ import pytest
 from helpers import tiny_run, write_shards, write_vocabulary
 
 from clipa_eqx.cli import main
+from clipa_eqx.interop import export_open_clip, load_pretrained
 from clipa_eqx.train import train
 
 
@@ -55,6 +56,7 @@ def workplace(tmp_path_factory):
     run = tiny_run(directory)
     run = dataclasses.replace(run, stages=run.stages[1:])
     train(run, directory / "runs" / "b16", console=False)
+    export_open_clip(load_pretrained(directory / "runs" / "b16"), directory / "weights")
     return directory
 
 

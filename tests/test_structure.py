@@ -30,7 +30,7 @@ MAY_IMPORT = {
         *("nn", "reduction", "losses", "sharding", "models", "data"),
     },
     "planning": {"_checks", "devices", "config", "sharding", "models", "train"},
-    "init_from": {"config", "data", "interop", "models", "train"},
+    "init_from": {"config", "sizes", "data", "interop", "models", "train"},
     "evaluation": {"_types", "_checks", "config", "reduction", "sharding", "models", "data"},
 }
 EVERYTHING = set(MAY_IMPORT) | {"cli"}

@@ -7,10 +7,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from clipa_eqx import models
-from clipa_eqx.config import CLIPConfig, OptimConfig, RateConfig, TextConfig, VisionConfig
+from clipa_eqx.config import ArgumentConfig, CLIPConfig, OptimConfig, RateConfig, TextConfig, VisionConfig
 from clipa_eqx.train import decay_mask, make_optimizer, make_schedule, rate_factors, trainable_mask
 
 
@@ -192,3 +193,91 @@ def test_first_moment_is_stored_in_bfloat16_when_asked():
     state = make_optimizer(optim, make_schedule(optim, 10), model).init(model)
     types = {leaf.dtype for leaf in jax.tree.leaves(state)}
     assert jnp.dtype("bfloat16") in types
+
+
+def _gradients(model, seed):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype), model)
+
+
+def _followed(optimizer, model, steps=10):
+    """The weights after some updates along given gradients."""
+    state = optimizer.init(eqx.filter(model, eqx.is_array))
+
+    @eqx.filter_jit
+    def step(model, state, grads):
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            updates, state = optimizer.update(grads, state, model)
+        return eqx.apply_updates(model, updates), state
+
+    for seed in range(steps):
+        model, state = step(model, state, _gradients(model, seed))
+    return model
+
+
+def _optax_own(name):
+    """Each optimiser as optax, or for Adafactor big_vision, writes it down, over the same model."""
+    if name == "lion":
+        return optax.lion(1e-2, b1=0.9, b2=0.95, weight_decay=0.0)
+    if name == "sgd":
+        return optax.sgd(1e-2, momentum=0.5)
+    if name == "muon":
+        axes = lambda path, leaf: (
+            optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+            if path[-1].name == "weight" and leaf.ndim >= 2
+            else None
+        )
+        numbers = lambda params: jax.tree_util.tree_map_with_path(axes, params)
+        return optax.contrib.muon(1e-2, adam_b1=0.9, adam_b2=0.95, muon_weight_dimension_numbers=numbers)
+    decay = lambda step, _: jnp.minimum(0.999, 1.0 - (step + 1.0) ** -0.8)
+    return optax.chain(
+        optax.scale_by_factored_rms(min_dim_size_to_factor=32, decay_rate_fn=decay),
+        optax.ema(0.9, debias=False, accumulator_dtype=jnp.bfloat16),
+        optax.scale(-1e-2),
+    )
+
+
+@pytest.mark.parametrize("name", ["lion", "sgd", "muon", "adafactor"])
+def test_a_named_optimiser_is_that_of_optax(name):
+    model = make_clip(MODEL)
+    arguments = (ArgumentConfig("momentum", 0.5),) if name == "sgd" else ()
+    optim = OptimConfig(name=name, arguments=arguments, learning_rate=1e-2, weight_decay=0.0, schedule="constant")
+    ours = _followed(make_optimizer(optim, make_schedule(optim, 10), model), model)
+    for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(_followed(_optax_own(name), model)), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lion", "muon", "adafactor", "novograd"])
+def test_rates_and_decay_hold_for_each_optimiser(name):
+    model = make_clip(MODEL)
+    optim = OptimConfig(
+        name=name,
+        learning_rate=1e-2,
+        weight_decay=0.5,
+        schedule="constant",
+        rates=(RateConfig("text.*", 0.0), RateConfig("vision.patch.*", 0.5)),
+    )
+    optimizer = make_optimizer(optim, make_schedule(optim, 10), model)
+    zeros = jax.tree.map(jnp.zeros_like, model)
+    state = optimizer.init(model)
+    assert not any("text" in jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        updates, _ = jax.jit(optimizer.update)(zeros, state, model)
+    # With no gradient the weights shrink by rate times decay, at half of it where the rate is half.
+    np.testing.assert_allclose(updates.vision.projection.weight, -5e-3 * model.vision.projection.weight, atol=1e-7)
+    np.testing.assert_allclose(updates.vision.patch.weight, -2.5e-3 * model.vision.patch.weight, atol=1e-7)
+    assert updates.text.embedding is None
+
+
+def test_an_optimiser_that_is_none_is_named():
+    model = make_clip(MODEL)
+    for optim, message in (
+        (OptimConfig(name="adamm"), "optim.name='adamm' is no optimiser"),
+        (OptimConfig(name="chain"), "is no optimiser"),
+        (OptimConfig(name="lion", arguments=(ArgumentConfig("beta3", 1.0),)), "names beta3; lion takes b1, b2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_optimizer(optim, make_schedule(optim, 10), model)
+    optim = OptimConfig()
+    with pytest.raises(TypeError, match="it returned int"):
+        make_optimizer(optim, make_schedule(optim, 10), model, optimizer=lambda schedule, model: 3)

@@ -12,7 +12,8 @@ from helpers import tiny_batch, TINY_MODEL
 from clipa_eqx.config import AugmentConfig, OptimConfig, StageConfig
 from clipa_eqx.models import make_clip
 from clipa_eqx.sharding import make_mesh, replicate, to_global
-from clipa_eqx.train import init_state, make_optimizer, make_schedule, make_train_step
+from clipa_eqx.train import init_state, make_optimizer, make_schedule, make_train_step, run_keys
+from clipa_eqx.train._loop import _data_seed
 
 
 STAGE = StageConfig(
@@ -100,3 +101,38 @@ def test_the_average_is_that_of_its_formula():
     expected = jax.tree.map(lambda first, second, third: 0.81 * first + 0.09 * second + 0.1 * third, *models)
     for got, want in zip(jax.tree.leaves(state.averaged_model), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def _first_loss(stage, batch, *, state_step=0, key=1, config=TINY_MODEL):
+    """Loss of one step of the first weights."""
+    mesh = make_mesh(jax.devices()[:1])
+    state, step = _start(config, stage, mesh)
+    state = dataclasses.replace(state, step=jnp.asarray(state_step, jnp.int32), key=jax.random.key(key))
+    return float(step(replicate(state, mesh), to_global(batch, mesh))[1]["loss"])
+
+
+def test_each_step_and_each_stage_draws_anew():
+    stage = dataclasses.replace(STAGE, image_reduction="random", keep_patches=9)
+    batch = tiny_batch()
+    drawn = [
+        _first_loss(stage, batch),
+        _first_loss(stage, batch, state_step=1),
+        _first_loss(stage, batch, key=2),
+    ]
+    assert len(set(drawn)) == 3
+    _, stages = run_keys(0, 2)
+    assert jax.random.key_data(stages[0]).tolist() != jax.random.key_data(stages[1]).tolist()
+    assert _data_seed(0, 0) != _data_seed(0, 1) != _data_seed(1, 1)
+
+
+def test_syntax_reads_the_word_classes():
+    batch = tiny_batch()
+    flat = batch | {"word_class": np.zeros_like(batch["word_class"])}
+    syntax = dataclasses.replace(STAGE, text_reduction="syntax")
+    assert _first_loss(syntax, batch) != _first_loss(syntax, flat)
+    assert _first_loss(STAGE, batch) == _first_loss(STAGE, flat)
+
+
+def test_a_stage_with_jitter_jitters():
+    jittered = dataclasses.replace(STAGE, augment=AugmentConfig(jitter=0.4))
+    assert _first_loss(jittered, tiny_batch()) != _first_loss(STAGE, tiny_batch())

@@ -4,7 +4,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from ..termination import conclude, EXIT_CODE, interruptible, Terminated, watching
+from ..termination import conclude, EXIT_CODE, interruptible, SIGNALS, Terminated, watching
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             conclude()
             sys.stderr.write("clipa: stopped by SIGTERM\n")
             code = EXIT_CODE
-    if code == EXIT_CODE and arguments is None:
-        # A second one must not change what the process ends with.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if code in (0, EXIT_CODE) and arguments is None:
+        # One more must not change what the process ends with, while it waits for the others to end too.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     return code

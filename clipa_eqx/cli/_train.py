@@ -9,7 +9,7 @@ from typing import Annotated, Any, TYPE_CHECKING
 
 import tyro
 
-from ..config import check_run, CheckpointConfig, DataConfig, load_run_config, override, RunConfig
+from ..config import check_run, CheckpointConfig, DataConfig, EvalConfig, load_run_config, override, RunConfig
 from ..host_memory import keep_freed_memory
 from ..recipes import get_recipe, image_tokens, Recipe, recipes, run_config, scale_recipe, tune_recipes
 from ._compiled import CompilationCache, keep_compiled
@@ -44,6 +44,8 @@ class Train:
     """Passes over the data, of the recipes that start from weights: fine-tune, lit, unmask. Default: the recipe's."""
     config: Path | None = None
     """A config.json instead of a recipe, as a run writes it; --data and --seed then come from the file."""
+    from_stage: str = ""
+    """Leave out the stages before this one, as to go on from a checkpoint of it."""
     scale: str = "1"
     """Shrink the recipe, as 1/256: batch, learning rate, warmup and samples by the recipe's own rules."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -94,7 +96,12 @@ class Train:
         run_dir = self.run_dir or Path("runs") / config.recipe
 
         def check() -> None:
-            check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+            check_run(
+                config,
+                num_devices=jax.device_count(),
+                num_processes=jax.process_count(),
+                starts_from_weights=bool(config.init_from),
+            )
             check_layout(config, jax.device_count())
             check_profile(config, profile_steps)
 
@@ -105,7 +112,11 @@ class Train:
         own = RunDirectory(run_dir).tokenizer
         came = None
         if isinstance(handed[0], Pretrained) and not config.data.tokenizer:
-            came = load_tokenizer(own) if own.is_dir() else handed[0].tokenizer
+            came = load_tokenizer(own) if own.is_dir() else handed[0].found_tokenizer
+            if came is None:
+                raise ValueError(
+                    f"{config.init_from} came without a vocabulary that is read here: give --data.tokenizer."
+                )
 
         def first_model() -> CLIP:
             opened = handed.pop()
@@ -159,15 +170,19 @@ class Train:
                 "--init-from WEIGHTS to fine-tune."
             )
         if self.config is not None:
-            config = override(load_run_config(self.config), self.set)
-            if config.recipe == "imported":
-                raise ValueError(
-                    f"{self.config} lies beside imported weights and would train from scratch: start from them with "
-                    f"--init-from {self.config.parent}."
-                )
-            return dataclasses.replace(config, init_from=self.init_from or config.init_from)
-        config = run_config(self._recipe(start), data=self.data, seed=self.seed)
-        config = dataclasses.replace(config, init_from=self.init_from)
+            config = self._with_stages(override(self._load_config(self.config), self.set))
+            if self.init_from:
+                # Other weights than those that the config came from, with a digest of their own.
+                config = dataclasses.replace(config, init_from=self.init_from, init_digest="")
+            return config
+        recipe = self._recipe(start)
+        data = self.data
+        if start is not None:
+            # A model's own texts are as long as its context, often longer than what is read of a caption by default.
+            longest = max(stage.text_length for stage in recipe.stages)
+            data = dataclasses.replace(data, caption_tokens=max(data.caption_tokens, longest))
+        config = run_config(recipe, data=data, seed=self.seed)
+        config = self._with_stages(dataclasses.replace(config, init_from=self.init_from))
         evaluation = dataclasses.replace(
             config.evaluation,
             classification=self.classification,
@@ -178,27 +193,58 @@ class Train:
         config = dataclasses.replace(config, evaluation=evaluation, checkpoint=self.checkpoint)
         return override(config, self.set)
 
+    def _load_config(self, path: Path) -> RunConfig:
+        """The config of a file, unless it is one of foreign or imported weights, which do not come with it."""
+        weights = path.parent
+        advice = f"{path} lies beside weights and would not start from them; use --init-from {weights}"
+        foreign = any(weights.glob("open_clip_*")) or any(weights.glob("pytorch_model*"))
+        try:
+            config = load_run_config(path)
+        except ValueError as error:
+            if foreign or any(weights.glob("*.safetensors")):
+                raise ValueError(f"{advice}. As the config of a run it cannot be read: {error}") from error
+            raise
+        if config.recipe == "imported" and not self.init_from:
+            raise ValueError(f"{advice}.")
+        if (weights / "model.safetensors").is_file() and not config.init_from and not self.init_from:
+            run_dir = self.run_dir or Path("runs") / config.recipe
+            if run_dir.resolve() != weights.resolve():
+                sys.stderr.write(f"{advice}. This run draws its weights anew.\n")
+        return config
+
+    def _with_stages(self, config: RunConfig) -> RunConfig:
+        if not self.from_stage:
+            return config
+        names = [stage.name for stage in config.stages]
+        if self.from_stage not in names:
+            raise ValueError(f"--from-stage {self.from_stage!r}: the run has the stages {', '.join(names)}.")
+        return dataclasses.replace(config, stages=config.stages[names.index(self.from_stage) :])
+
     def _recipe(self, start: "Pretrained | ImageTower | None") -> Recipe:
         """The recipe that is named, with the model of the weights where it starts from some."""
-        from ..data import open_pairs
-        from ..init_from import check_same_model
+        from ..data import load_tokenizer, open_pairs
+        from ..init_from import check_same_model, tower_model
         from ..interop import Pretrained
 
         name = self.recipe or "fine-tune"
         whole = start if isinstance(start, Pretrained) else None
         if name in tune_recipes and start is not None:
-            if whole is None:
+            if whole is None and name != "lit":
                 raise ValueError(
-                    f"{self.init_from} holds an image tower alone, and {name} takes its model from weights: name a "
-                    "recipe whose model has this image tower and says the text side."
+                    f"{self.init_from} holds an image tower alone, whose text side is drawn: {name} is for whole "
+                    "models. Use lit, or a recipe whose model has this image tower and says the text side."
                 )
             if self.scale != "1":
                 raise ValueError(f"{name} is sized by the data: use --epochs instead of --scale.")
+            if isinstance(start, Pretrained):
+                model, came = start.config, start.preprocess
+            else:
+                model, came = tower_model(start, load_tokenizer(self.data.tokenizer)), None
             return tune_recipes[name].recipe(
-                whole.config,
+                model,
                 pairs=len(open_pairs(self.data)),
                 epochs=self.epochs,
-                interpolation=whole.preprocess.interpolation,
+                evaluation=EvalConfig(resize=came.resize, interpolation=came.interpolation) if came else None,
             )
         if self.epochs is not None:
             raise ValueError(f"--epochs is for {', '.join(tune_recipes)}; {name} states its samples.")
@@ -212,7 +258,14 @@ class Train:
             vision=dataclasses.replace(whole.config.vision, **sizes),
             text=dataclasses.replace(whole.config.text, context_length=recipe.model.text.context_length),
         )
-        return dataclasses.replace(recipe, model=model)
+        # Pictures come to the model as they came to it before.
+        kernel = whole.preprocess.interpolation
+        stages = tuple(
+            dataclasses.replace(stage, augment=dataclasses.replace(stage.augment, interpolation=kernel))
+            for stage in recipe.stages
+        )
+        evaluation = dataclasses.replace(recipe.evaluation, resize=whole.preprocess.resize, interpolation=kernel)
+        return dataclasses.replace(recipe, model=model, stages=stages, evaluation=evaluation)
 
 
 def _fraction(text: str) -> Fraction:

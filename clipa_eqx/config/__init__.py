@@ -46,6 +46,7 @@ from ._run import (
     WordClassBy as WordClassBy,
 )
 from ._stage import (
+    ArgumentConfig as ArgumentConfig,
     AugmentConfig as AugmentConfig,
     DecaySet as DecaySet,
     FloatType as FloatType,

@@ -5,13 +5,16 @@ from ._run import RunConfig
 from ._stage import StageConfig
 
 
-def check_run(config: RunConfig, *, num_devices: int, num_processes: int = 1) -> None:
+def check_run(
+    config: RunConfig, *, num_devices: int, num_processes: int = 1, starts_from_weights: bool = False
+) -> None:
     """Check what no single field can know: how stages, model, devices and processes fit together.
 
     Args:
         config: the run.
         num_devices: devices over all processes, at least 1.
         num_processes: processes, at least 1.
+        starts_from_weights: whether it is given weights, so that a stage without samples hands them on as they are.
 
     Raises:
         ValueError: with every fault found, one per line.
@@ -28,6 +31,8 @@ def check_run(config: RunConfig, *, num_devices: int, num_processes: int = 1) ->
         faults += _layout_faults(config, num_devices)
     for stage in config.stages:
         faults += [f"stage {stage.name!r}: {fault}" for fault in _stage_faults(config, stage, num_devices)]
+        if stage.samples < 1 and not starts_from_weights:
+            faults.append(f"stage {stage.name!r}: samples=0: give the number of image-text pairs to train on.")
     if faults:
         raise ValueError("This run cannot start:\n" + "\n".join(f"  - {fault}" for fault in faults))
 
@@ -58,8 +63,6 @@ def _stage_faults(config: RunConfig, stage: StageConfig, num_devices: int) -> li
                 f"keep_patches={stage.keep_patches} is more than the {patches} patches of a "
                 f"{stage.image_size} px image; keep at most {patches}."
             )
-    if stage.samples < 1:
-        faults.append("samples=0: give the number of image-text pairs to train on.")
     if stage.batch_size % num_devices:
         faults.append(
             f"batch_size={stage.batch_size} does not split over {num_devices} devices; "

@@ -59,9 +59,24 @@ class RateConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with warmup, as optax composes it."""
+class ArgumentConfig:
+    """A number that an optimiser of optax takes by name."""
 
+    name: str = ""
+    """Name of the argument, as optax has it."""
+    value: float = 0.0
+    """Its value; whole where optax takes a whole number, 0 or 1 for no and yes."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """An optimiser of optax with warmup, AdamW if nothing is said."""
+
+    name: str = "adamw"
+    """adamw, lion, adafactor (big_vision's form: factored second moment, momentum in bfloat16), muon (matrices; AdamW
+    for the rest), or any other of optax's optimisers by its name."""
+    arguments: tuple[ArgumentConfig, ...] = ()
+    """What else the optimiser takes, by optax's names: [{"name": "ns_steps", "value": 5}]."""
     learning_rate: float = 1e-3
     """Peak learning rate, already multiplied by batch/256 where a recipe has that rule."""
     warmup_steps: int = 0
@@ -81,11 +96,11 @@ class OptimConfig:
     """matrices: weights of linear layers only, no embeddings or tables (CLIPA-JAX). all_but_norms: every array of two
     or more dimensions, embeddings and learned tables included (open_clip, CLIPA-torch)."""
     b1: float = 0.9
-    """Decay of Adam's first moment."""
+    """Decay of the first moment, where the optimiser takes b1."""
     b2: float = 0.95
-    """Decay of Adam's second moment."""
+    """Decay of the second moment, where it takes b2."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment, where it takes eps."""
     moment_dtype: FloatType = "float32"
     """Type in which the first moment is stored."""
     clip_norm: float = 0.0

@@ -7,7 +7,11 @@ from ._big_vision import (
 )
 from ._clipa_jax import export_clipa_jax as export_clipa_jax, load_clipa_jax as load_clipa_jax
 from ._hugging_face import export_hugging_face as export_hugging_face, load_hugging_face as load_hugging_face
-from ._image_tower import ImageTowerStart as ImageTowerStart, load_image_tower as load_image_tower
+from ._image_tower import (
+    ImageTowerStart as ImageTowerStart,
+    load_image_tower as load_image_tower,
+    read_image_tower as read_image_tower,
+)
 from ._inputs import (
     ImageReader as ImageReader,
     Picture as Picture,

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import PositionTransfer, VisionConfig
+from ..config import ImagePool, PositionTransfer, VisionConfig
 from ..models import CLIP, transfer
 from ._arrays import Arrays, open_arrays
 from ._mapping import import_vision, leading_axes, patch_torch, Rule
@@ -19,6 +19,9 @@ _LEFT_BEHIND = ("head.*", "decoder_*", "mask_token")
 
 # Parts that change what all later weights mean: field of the config, and the array that shows that a file has it.
 _PARTS = {"patch_bias": "patch_embed.proj.bias", "input_norm": "norm_pre.weight", "layer_scale": "blocks.0.ls1.gamma"}
+
+# Heads of timm's models in which they are not 64 features wide: so400m, H, g, G.
+_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 
 
 class ImageTowerStart(NamedTuple):
@@ -60,6 +63,53 @@ def load_image_tower(
         return _started(arrays, model, image_positions)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def read_image_tower(path: Path | str, *, heads: int | None = None) -> VisionConfig:
+    """The tower that a timm or MAE file holds, as far as its arrays tell.
+
+    Activation, epsilon and pixel statistics are those with which both projects train (exact GELU, 1e-6, ImageNet's).
+    The pool is the class token where there is one, else the mean of patches; an attention pool and `fc_norm` show
+    themselves.
+
+    Args:
+        path: as for `load_image_tower`.
+        heads: attention heads; none: those of timm's model of that width, or one for 64 features.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds no tower that is known here.
+        ImportError: a PyTorch file, and PyTorch is not installed.
+    """
+    arrays = open_arrays(path)
+    for name, axes in {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}.items():
+        if name not in arrays or len(arrays.shape(name)) != axes:
+            raise ValueError(f"{path} holds no image tower of timm or MAE: it has no {name} of {axes} axes.")
+    width, _, patch_size, _ = arrays.shape("patch_embed.proj.weight")
+    side = math.isqrt(arrays.shape("pos_embed")[1])
+    heads = heads or _HEADS.get(width) or max(n for n in range(1, max(width // 64, 1) + 1) if width % n == 0)
+    class_token = "cls_token" in arrays
+    pool: ImagePool = "first" if class_token and "fc_norm.weight" not in arrays else "mean"
+    if "attn_pool.latent" in arrays:
+        pool = "attention"
+    elif not class_token and "fc_norm.weight" not in arrays:
+        pool = "norm_mean"
+    return VisionConfig(
+        image_size=side * patch_size,
+        patch_size=patch_size,
+        width=width,
+        depth=sum(fnmatch.fnmatchcase(name, "blocks.*.norm1.weight") for name in arrays),
+        heads=heads,
+        hidden=arrays.shape("blocks.0.mlp.fc1.weight")[0],
+        position="learned",
+        class_token=class_token,
+        pool=pool,
+        input_norm="norm_pre.weight" in arrays,
+        patch_bias="patch_embed.proj.bias" in arrays,
+        activation="gelu",
+        layer_scale=1e-5 if "blocks.0.ls1.gamma" in arrays else 0.0,
+        projection="none",
+    )
 
 
 def _started(arrays: Arrays, model: CLIP, image_positions: PositionTransfer) -> ImageTowerStart:

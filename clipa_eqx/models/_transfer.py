@@ -36,7 +36,8 @@ def transfer(model: CLIP, config: CLIPConfig, *, image_positions: PositionTransf
 
     Args:
         model: the model to move.
-        config: what it becomes; it may differ in `vision.image_size`, `vision.position` and `text.context_length`.
+        config: what it becomes; it may differ in `vision.image_size`, `vision.position` and `text.context_length`, and
+            in what no weight holds: pixel statistics, stochastic depth, and the values that scales and biases begin at.
         image_positions: remake or resample, as above.
 
     Returns:
@@ -53,10 +54,19 @@ def transfer(model: CLIP, config: CLIPConfig, *, image_positions: PositionTransf
     return dataclasses.replace(model, vision=vision, text=text, config=config)
 
 
+# Fields that decide neither an array nor what is computed from it, but for positions, pixels and chance.
+_FREE = (
+    *("vision.image_size", "vision.position", "text.context_length"),
+    *("vision.pixel_mean", "vision.pixel_std", "vision.drop_path", "text.drop_path", "init_logit_scale"),
+)
+# Initial values of arrays that only exist where one is given.
+_INITIAL = ("init_logit_bias", "vision.layer_scale", "text.layer_scale")
+
+
 def _check_same_weights(old: CLIPConfig, new: CLIPConfig) -> None:
-    free = {"vision.image_size", "vision.position", "text.context_length"}
     before, after = _flat(old), _flat(new)
-    changed = [name for name in before if before[name] != after[name] and name not in free]
+    alike = lambda name: all(bool(values[name]) for values in (before, after)) and name in _INITIAL
+    changed = [name for name in before if before[name] != after[name] and name not in _FREE and not alike(name)]
     if changed:
         listed = ", ".join(f"{name} ({before[name]} -> {after[name]})" for name in changed)
         raise ValueError(
@@ -84,7 +94,8 @@ def _moved_vision(tower: VisionTower, config: VisionConfig, how: PositionTransfe
             grid = config.grid if how == "remake" else grid
             table = jnp.asarray(computed_positions(tower.config, grid), tower.patch.weight.dtype)
         table = _resampled(table, grid, config.grid)
-    return dataclasses.replace(tower, position=table, config=dataclasses.replace(config, position=kind))
+    stack = dataclasses.replace(tower.stack, drop_path=config.drop_path)
+    return dataclasses.replace(tower, stack=stack, position=table, config=dataclasses.replace(config, position=kind))
 
 
 def _stored_kind(old: VisionConfig, new: VisionConfig, how: PositionTransfer) -> VisionPosition:
@@ -121,4 +132,5 @@ def _moved_text(tower: TextTower, config: TextConfig) -> TextTower:
     if table is not None and config.context_length != table.shape[0]:
         wide = table.astype(wide_dtype(table.dtype))
         table = jax.image.resize(wide, (config.context_length, table.shape[1]), "linear").astype(table.dtype)
-    return dataclasses.replace(tower, position=table, config=config)
+    stack = dataclasses.replace(tower.stack, drop_path=config.drop_path)
+    return dataclasses.replace(tower, stack=stack, position=table, config=config)

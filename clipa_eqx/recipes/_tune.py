@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..config import AugmentConfig, CLIPConfig, Interpolation, OptimConfig, RateConfig, StageConfig
+from ..config import AugmentConfig, CLIPConfig, EvalConfig, OptimConfig, RateConfig, StageConfig
 from ._recipe import make_recipe, Recipe
 
 
@@ -26,7 +26,7 @@ class TuneRecipe:
     """Where its numbers come from."""
 
     def recipe(
-        self, model: CLIPConfig, *, pairs: int, epochs: float | None = None, interpolation: Interpolation = "bilinear"
+        self, model: CLIPConfig, *, pairs: int, epochs: float | None = None, evaluation: EvalConfig | None = None
     ) -> Recipe:
         """The recipe for a model and so many pairs.
 
@@ -34,7 +34,7 @@ class TuneRecipe:
             model: the model of the weights; its image size and context length stay.
             pairs: captioned pictures at hand, at least 1.
             epochs: passes over them; none: the recipe's own.
-            interpolation: kernel that the model's pictures are resized with.
+            evaluation: how pictures come to the model, whose kernel is that of training too; none: the default.
 
         Raises:
             ValueError: no pairs, or no passes.
@@ -42,7 +42,9 @@ class TuneRecipe:
         epochs = self.epochs if epochs is None else epochs
         if pairs < 1 or not 0 < epochs < float("inf"):
             raise ValueError(f"{self.name} needs pairs to train on and passes over them, got {pairs} and {epochs}.")
-        batch = min(self.batch_size, pairs)
+        evaluation = evaluation or EvalConfig()
+        # A power of two, so that it splits over the usual numbers of devices.
+        batch = min(self.batch_size, 1 << (pairs.bit_length() - 1))
         samples = max(1, round(pairs * epochs))
         stage = self.stage(-(-samples // batch), batch)
         stage = dataclasses.replace(
@@ -52,9 +54,9 @@ class TuneRecipe:
             image_size=model.vision.image_size,
             text_length=model.text.context_length,
             loss="softmax" if model.init_logit_bias is None else "sigmoid",
-            augment=dataclasses.replace(stage.augment, interpolation=interpolation),
+            augment=dataclasses.replace(stage.augment, interpolation=evaluation.interpolation),
         )
-        return make_recipe(self.name, self.title, model, stage, source=self.source)
+        return make_recipe(self.name, self.title, model, stage, source=self.source, evaluation=evaluation)
 
 
 def _fine_tune(steps: int, batch: int) -> StageConfig:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -12,6 +13,7 @@ from tensorboardX import SummaryWriter
 
 from ..config import RunConfig, StageConfig
 from ..data import Fault
+from ._checkpoint import newest_checkpoint
 from ._console import LiveLine
 from ._records import Records
 from ._run_dir import RunDirectory
@@ -46,7 +48,7 @@ class StageLog:
         """
         self._config, self._stage = config, config.stages[place]
         stage = self._stage
-        self._write = write
+        self._write, self._root = write, paths.root
         self._steps_before = sum(earlier.steps for earlier in config.stages[:place])
         self._metrics, self._faults = Records(paths.metrics), Records(paths.skipped)
         if write:
@@ -136,8 +138,20 @@ class StageLog:
             raise FloatingPointError(
                 f"Stage {self._stage.name!r}: the loss is {bad[0]['loss']} at step {bad[0]['step']} (learning rate "
                 f"{bad[0]['learning_rate']:.2e}). Lower optim.learning_rate, lengthen optim.warmup_steps or set "
-                "optim.clip_norm; the checkpoints before it are intact."
+                f"optim.clip_norm; the checkpoints before it are intact. {self._way_on()}"
             )
+
+    def _way_on(self) -> str:
+        """The command that trains on at half the rate, from the newest checkpoint where there is one."""
+        name, root = self._stage.name, self._root
+        saved = newest_checkpoint(root)
+        start = f" --init-from {shlex.quote(str(saved))} --from-stage {name}" if saved else ""
+        rates = f"stages.{name}.optim.learning_rate={self._stage.optim.learning_rate / 2:g}"
+        return (
+            "To go on at half the rate in a new run: "
+            f"clipa train --config {shlex.quote(str(root / 'config.json'))}{start} "
+            f"--run-dir {shlex.quote(f'{root}-again')} --set {rates}"
+        )
 
     def _emit(self, rows: list[dict[str, Any]]) -> None:
         if self._events is None:

@@ -1,4 +1,4 @@
-"""The optimiser of a stage, composed from optax: schedule, decay set, AdamW, clipping, rates by name."""
+"""The optimiser of a stage, composed from optax: clipping, direction, decay set, schedule, rates by name."""
 
 import fnmatch
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import optax
 
 from ..config import DecaySet, OptimConfig
 from ..models import CLIP
+from ._optimizers import scale_by
 
 
 GivenOptimizer = optax.GradientTransformation | Callable[[optax.Schedule, CLIP], optax.GradientTransformation]
@@ -153,7 +154,7 @@ def _name(path: tuple[Any, ...]) -> str:
 def make_optimizer(
     optim: OptimConfig, schedule: optax.Schedule, model: CLIP, *, optimizer: GivenOptimizer | None = None
 ) -> optax.GradientTransformation:
-    """AdamW: clip, Adam's moments, decoupled decay, learning rate, in the order of big_vision and torch's AdamW.
+    """Clip, the optimiser's direction, decoupled decay, learning rate, in the order of big_vision and torch's AdamW.
 
     It takes the whole model and stores nothing for frozen arrays, whose gradients may be None.
 
@@ -161,11 +162,11 @@ def make_optimizer(
         optim: the numbers.
         schedule: learning rate by update.
         model: the model whose arrays `optim` names; shapes suffice.
-        optimizer: instead of AdamW: a transformation with its own rates, or a function of `schedule` and `model` that
-            makes one. Of `optim` it takes the frozen arrays alone.
+        optimizer: instead of the one that `optim` names: a transformation with its own rates, or a function of
+            `schedule` and `model` that makes one. Of `optim` it takes the frozen arrays alone.
 
     Raises:
-        ValueError: `optim.rates` names no array, or freezes all.
+        ValueError: `optim.rates` names no array, or freezes all; or optax has no such optimiser or argument.
         TypeError: `optimizer` is neither, or makes something else.
     """
     check_rates(optim, model)
@@ -174,7 +175,7 @@ def make_optimizer(
     steps: list[optax.GradientTransformation] = []
     if optim.clip_norm:
         steps.append(optax.clip_by_global_norm(optim.clip_norm))
-    steps.append(optax.scale_by_adam(optim.b1, optim.b2, optim.eps, mu_dtype=optim.moment_dtype))
+    steps.append(scale_by(optim))
     if optim.weight_decay:
         mask: Any = lambda params: decay_mask(params, optim.decay_set)
         steps.append(optax.add_decayed_weights(optim.weight_decay, mask=mask))

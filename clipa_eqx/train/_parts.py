@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .._types import Key, Pixels, Scalar, TokenIds
@@ -155,9 +156,13 @@ def choose_tokens(
 
 def _positions(name: str, found: Any, count: int) -> Int[Array, " kept"]:
     kind = f"{getattr(found, 'dtype', type(found).__name__)} of shape {getattr(found, 'shape', ())}"
-    if not (isinstance(found, jax.Array) and found.shape == (count,) and jnp.issubdtype(found.dtype, jnp.integer)):
+    if not (
+        isinstance(found, jax.Array | np.ndarray)
+        and found.shape == (count,)
+        and jnp.issubdtype(found.dtype, jnp.integer)
+    ):
         raise ValueError(f"{name} must return {count} positions, an integer array of shape ({count},); got {kind}.")
-    return found
+    return jnp.asarray(found)
 
 
 def pair_loss(

@@ -71,12 +71,20 @@ class RunDirectory:
         """Where one stage's checkpoints lie."""
         return self.root / "checkpoints" / stage
 
+    def init_digest(self) -> str:
+        """Digest of the weights that the run here began with; empty if it drew them, or has not begun."""
+        return load_run_config(self.config).init_digest if self.config.exists() else ""
+
+    def given(self) -> tuple[str, ...]:
+        """Names of what the run here was given as values when it began."""
+        return load_run_config(self.config).given if self.config.exists() else ()
+
     def has_checkpoint(self) -> bool:
         """Whether a stage has a whole checkpoint to go on from."""
         return any(step.name.isdecimal() for step in self.root.glob("checkpoints/*/*"))
 
     def settle(self, config: RunConfig) -> RunConfig:
-        """The config with what the run here began with: its decoder, and the digest of its first weights.
+        """The config with what the run here began with: its decoder, and the kind of image positions of its weights.
 
         Two decoders differ by rounding, so a run that is resumed where other packages are installed must not change;
         in a new run `data.decoder='auto'` is the best that is installed.
@@ -84,14 +92,17 @@ class RunDirectory:
         Raises:
             ImportError: the packages of that decoder are not installed here.
         """
-        decoder, digest = config.data.decoder, config.init_digest
+        decoder = config.data.decoder
         if self.config.exists():
             begun = load_run_config(self.config)
             decoder = begun.data.decoder if decoder == "auto" else decoder
-            digest = digest or (begun.init_digest if config.init_from or self.has_checkpoint() else "")
+            stored = begun.init_digest and begun.model.vision.position == "frozen"
+            if stored and config.model.vision.position.startswith("sincos"):
+                # The table that came with the weights.
+                vision = dataclasses.replace(config.model.vision, position="frozen")
+                config = dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
         decoder = find_decoder(dataclasses.replace(config.data, decoder=decoder))
-        data = dataclasses.replace(config.data, decoder=decoder)
-        return dataclasses.replace(config, data=data, init_digest=digest)
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, decoder=decoder))
 
     def check(self, config: RunConfig, fingerprints: dict[str, str] | None = None) -> list[str]:
         """Make sure that nothing is here yet, or that what is here is this very run.
@@ -128,6 +139,14 @@ class RunDirectory:
             return None
         return json.loads(self.environment.read_text(encoding="utf-8")).get("fingerprints")
 
+    def _ancestry(self, config: RunConfig) -> list[dict[str, Any]]:
+        """As it was when the run began: the weights may be gone by now."""
+        if self.environment.exists():
+            begun = json.loads(self.environment.read_text(encoding="utf-8")).get("ancestry")
+            if begun is not None:
+                return begun
+        return ancestry(config)
+
     def claim(self, config: RunConfig, fingerprints: dict[str, str] | None = None) -> None:
         """Write what the run is and with what it is carried out.
 
@@ -136,9 +155,30 @@ class RunDirectory:
             fingerprints: of its data and vocabulary.
         """
         self.root.mkdir(parents=True, exist_ok=True)
-        environment = describe_environment() | {"fingerprints": fingerprints}
+        environment = describe_environment() | {"fingerprints": fingerprints, "ancestry": self._ancestry(config)}
         self.config.write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
         self.environment.write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+
+def ancestry(config: RunConfig) -> list[dict[str, Any]]:
+    """The weights that a run started from, and those that they came from in turn, the nearest first.
+
+    Each entry holds `from` and `digest`; weights of a run also its `recipe` and `seed`, those of a checkpoint its
+    `stage` and `step`.
+    """
+    if not (config.init_from or config.init_digest):
+        return []
+    entry: dict[str, Any] = {"from": config.init_from, "digest": config.init_digest}
+    source = Path(config.init_from)
+    folders = [folder for folder in (source, *source.parents[:3]) if (folder / "environment.json").is_file()]
+    if not config.init_from or not folders:
+        return [entry]
+    paths = RunDirectory(folders[0])
+    if source.parent.parent.name == "checkpoints" and source.name.isdecimal():
+        entry |= {"stage": source.parent.name, "step": int(source.name)}
+    parent = load_run_config(paths.config)
+    entry |= {"recipe": parent.recipe, "seed": parent.seed}
+    return [entry, *json.loads(paths.environment.read_text(encoding="utf-8")).get("ancestry", [])]
 
 
 def describe_environment() -> dict[str, Any]:

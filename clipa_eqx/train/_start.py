@@ -15,6 +15,7 @@ from ..data import load_tokenizer, open_pairs, PairSource, Tokenizer
 from ..models import CLIP, make_clip, named_leaves, transfer, weights_digest
 from ._layout import gradient_specs
 from ._optim import check_frozen, check_rates
+from ._optimizers import scale_by
 from ._parts import origin, Parts
 from ._profile import check_profile
 from ._run_dir import RunDirectory
@@ -34,9 +35,11 @@ class Given:
     parts: Parts = field(default_factory=Parts)
 
     def names(self) -> tuple[str, ...]:
-        """Each value but the model, of which the digest is recorded, with its origin."""
-        values = {"pairs": self.pairs, "tokenizer": self.tokenizer}
-        origins = {name: origin(value) for name, value in values.items() if value is not None}
+        """Each value but the model, of which the digest is recorded, with its origin or its fingerprint."""
+        origins = {} if self.pairs is None else {"pairs": origin(self.pairs)}
+        if self.tokenizer is not None:
+            # What it does to texts, whatever read it.
+            origins["tokenizer"] = self.tokenizer.fingerprint
         return tuple(f"{name}={where}" for name, where in (origins | self.parts.given()).items())
 
 
@@ -62,26 +65,36 @@ def open_run(config: RunConfig, paths: RunDirectory, given: Given, profile_steps
         FileNotFoundError: data or vocabulary are missing.
         ImportError: the packages of the run's decoder are not installed here.
     """
-    config = _with_given(paths.settle(config), given)
-    check_run(config, num_devices=jax.device_count(), num_processes=jax.process_count())
+    config = _with_given(paths.settle(config), given, begun=paths.given())
+    check_run(
+        config,
+        num_devices=jax.device_count(),
+        num_processes=jax.process_count(),
+        starts_from_weights=given.model is not None,
+    )
     check_layout(config, jax.device_count())
     check_profile(config, profile_steps)
     tokenizer = given.tokenizer or load_tokenizer(config.data.tokenizer)
     check_vocabulary(config, tokenizer)
     pairs = open_pairs(config.data) if given.pairs is None else given.pairs
     model, digest = _first_model(config, paths, given.model)
-    config = dataclasses.replace(config, init_digest=digest)
+    config = _with_stored_positions(dataclasses.replace(config, init_digest=digest), model)
     return Opened(config, tokenizer, pairs, model, paths.check(config, fingerprints(pairs, tokenizer)))
 
 
-def _with_given(config: RunConfig, given: Given) -> RunConfig:
+def _with_given(config: RunConfig, given: Given, begun: tuple[str, ...]) -> RunConfig:
     """The config with the names of what was given.
+
+    Args:
+        config: the run.
+        given: what it is given now.
+        begun: what it was given when it began.
 
     Raises:
         ValueError: something that the config says was given is missing, or data are both given and named.
     """
     names = given.names()
-    missing = sorted(set(config.given) - set(names))
+    missing = sorted({*config.given, *begun} - set(names))
     if missing:
         raise ValueError(
             f"This run was started with values that `train` must be given again: {', '.join(missing)}. "
@@ -93,6 +106,11 @@ def _with_given(config: RunConfig, given: Given) -> RunConfig:
                 f"`train` is given {name}= and config.data.{field_name}={getattr(config.data, field_name)!r}: "
                 "leave one of the two out."
             )
+    if given.parts.keep_image is not None and not any(stage.keep_patches for stage in config.stages):
+        raise ValueError(
+            "keep_image is given, but no stage keeps a part of its patches: set keep_patches, and an image_reduction "
+            "that keep_image stands in for."
+        )
     return dataclasses.replace(config, given=names)
 
 
@@ -102,30 +120,44 @@ def _first_model(config: RunConfig, paths: RunDirectory, given: GivenModel | Non
     Raises:
         ValueError: the weights are not the model's, are not finite, or are others than the run began with.
     """
-    if isinstance(given, CLIP):
-        # A copy of a caller's own model: the first step uses its weights up.
-        given = functools.partial(jax.tree.map, jnp.copy, given)
-    if paths.has_checkpoint():
+    begun = config.init_digest or paths.init_digest()
+    if paths.has_checkpoint() and not isinstance(given, CLIP):
         shapes = eqx.filter_eval_shape(make_clip, stage_model(config, config.stages[0]), key=jax.random.key(0))
-        return shapes, config.init_digest
+        return shapes, begun
     if given is None:
-        if config.init_from or config.init_digest:
+        if config.init_from or begun:
             raise ValueError(
-                f"config.init_from={config.init_from!r} names weights to start from, which `train` must be given: "
-                "model=lambda: starting_model(config), of clipa_eqx.init_from; `clipa train` does that by itself."
+                "This run starts from weights, which `train` must be given: model=lambda: starting_model(config), of "
+                f"clipa_eqx.init_from, for init_from={config.init_from!r}; `clipa train` does that by itself."
             )
+        drawn = eqx.filter_eval_shape(make_clip, config.model, key=jax.random.key(0))
         for stage in config.stages:
-            check_frozen(stage.optim, drawn=eqx.filter_eval_shape(make_clip, config.model, key=jax.random.key(0)))
+            check_frozen(stage.optim, drawn)
         return None, ""
-    model = given()
+    # A copy of a caller's own model: the first step uses its weights up.
+    model = jax.tree.map(jnp.copy, given) if isinstance(given, CLIP) else given()
     check_weights(model, config)
     digest = weights_digest(model)
-    if config.init_digest and config.init_digest != digest:
+    if begun not in ("", digest) or (not begun and paths.has_checkpoint()):
         raise ValueError(
             f"The weights to start from are not those that this run began with (sha256 {digest[:16]}, then "
-            f"{config.init_digest[:16]}): put them back, or choose another run directory."
+            f"{begun[:16] or 'drawn ones'}): put them back, or choose another run directory."
         )
     return model, digest
+
+
+def _with_stored_positions(config: RunConfig, model: CLIP | None) -> RunConfig:
+    """The config that says so where the weights bring a table of positions in place of the formula that it names."""
+    if model is None:
+        return config
+    move = functools.partial(
+        transfer,
+        config=stage_model(config, config.stages[0]),
+        image_positions=config.stages[0].position_transfer,
+    )
+    position = eqx.filter_eval_shape(move, model).config.vision.position
+    vision = dataclasses.replace(config.model.vision, position=position)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
 
 
 def check_weights(model: CLIP, config: RunConfig) -> None:
@@ -153,14 +185,16 @@ def fingerprints(pairs: PairSource, tokenizer: Tokenizer) -> dict[str, str]:
 
 
 def check_layout(config: RunConfig, num_devices: int) -> None:
-    """Check what depends on the model's arrays: whether they split over the devices, and which ones `rates` name.
+    """Check what depends on the model's arrays: whether they split over the devices, and which ones `rates` name; and
+    that the optimisers are there.
 
     Raises:
-        ValueError: an array that does not split, or a pattern that names none.
+        ValueError: an array that does not split, a pattern that names none, or an unknown optimiser.
     """
     for stage in config.stages:
         shapes = eqx.filter_eval_shape(make_clip, stage_model(config, stage), key=jax.random.key(0))
         check_rates(stage.optim, shapes)
+        scale_by(stage.optim)
         gradient_specs(shapes, config.shard, num_devices)
 
 
@@ -170,19 +204,16 @@ def check_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> None:
     Raises:
         ValueError: the table is too small, or padding or end ids differ.
     """
-    text = config.model.text
+    text, where = config.model.text, config.data.tokenizer or "that came with the run"
+    faults = []
     if tokenizer.vocab_size > text.vocab_size:
-        raise ValueError(
-            f"The vocabulary {config.data.tokenizer} has {tokenizer.vocab_size} entries, the model's table "
-            f"text.vocab_size={text.vocab_size} rows; use a model with at least as many rows."
+        faults.append(
+            f"has {tokenizer.vocab_size} entries, the model's table text.vocab_size={text.vocab_size} rows; use a "
+            "model with at least as many rows"
         )
     if tokenizer.pad_id != text.pad_id:
-        raise ValueError(
-            f"The vocabulary {config.data.tokenizer} pads with id {tokenizer.pad_id}, the model expects "
-            f"text.pad_id={text.pad_id}."
-        )
+        faults.append(f"pads with id {tokenizer.pad_id}, the model expects text.pad_id={text.pad_id}")
     if text.end_id >= 0 and tokenizer.end_id != text.end_id:
-        raise ValueError(
-            f"The vocabulary {config.data.tokenizer} ends texts with id {tokenizer.end_id}, the model expects "
-            f"text.end_id={text.end_id}."
-        )
+        faults.append(f"ends texts with id {tokenizer.end_id}, the model expects text.end_id={text.end_id}")
+    if faults:
+        raise ValueError(f"The vocabulary {where} " + "; it ".join(faults) + ".")

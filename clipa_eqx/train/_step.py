@@ -45,11 +45,11 @@ class StepMetrics(TypedDict):
 class TrainStep(Protocol):
     """A compiled step: called with a state and a batch, or lowered with their shapes."""
 
-    def __call__(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, StepMetrics]:
+    def __call__(self, state: TrainState, batch: DeviceBatch | dict[str, Any]) -> tuple[TrainState, StepMetrics]:
         """The next state, and what the step measured; `state` is used up."""
         ...
 
-    def lower(self, state: TrainState, batch: DeviceBatch) -> jax.stages.Lowered:
+    def lower(self, state: TrainState, batch: DeviceBatch | dict[str, Any]) -> jax.stages.Lowered:
         """The step as a program for arguments of these shapes and places."""
         ...
 
