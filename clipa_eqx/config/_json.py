@@ -91,15 +91,18 @@ def _fields_there(place: Any) -> str:
     return "it is a single value"
 
 
-def load_run_config(path: Path) -> RunConfig:
+def load_run_config(path: Path | str) -> RunConfig:
     """Read a `config.json`, written by a run or by hand.
+
+    Args:
+        path: the file.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is not JSON, or not a run config.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}.") from error
     return config_from_json(RunConfig, values)

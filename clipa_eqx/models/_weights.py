@@ -24,13 +24,14 @@ _PIECE = 2**24
 """Bytes that are read at once: arrays of all blocks together are a quarter of a model."""
 
 
-def save_weights(model: CLIP, path: Path) -> None:
+def save_weights(model: CLIP, path: Path | str) -> None:
     """Write a model's arrays, named by their path in the module, with its config in the file's metadata.
 
     The file appears only when it is whole: it is written beside its place and then renamed.
     """
     arrays = {name: np.asarray(array) for name, array in named_leaves(model).items()}
     metadata = {_CONFIG_KEY: json.dumps(config_to_json(model.config))}
+    path = Path(path)
     partial = path.with_suffix(path.suffix + ".partial")
     safetensors.numpy.save_file(arrays, partial, metadata=metadata)
     partial.replace(path)
@@ -46,7 +47,7 @@ def weights_digest(model: CLIP) -> str:
     return digest.hexdigest()
 
 
-def load_weights(path: Path) -> CLIP:
+def load_weights(path: Path | str) -> CLIP:
     """Read a model that [`save_weights`][clipa_eqx.models.save_weights] wrote.
 
     It needs little more memory than the model itself.
@@ -55,6 +56,7 @@ def load_weights(path: Path) -> CLIP:
         FileNotFoundError: there is no such file.
         ValueError: it is not such a file, or its arrays do not fit its config.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights file {path}.")
     try:
