@@ -1,5 +1,6 @@
 """Multi-head attention over the tokens of one example."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import equinox as eqx
@@ -161,10 +162,10 @@ def _to_heads(layer: Linear, x: Float[Array, "tokens dim"], heads: int) -> Float
     return y if layer.bias is None else y + jnp.broadcast_to(layer.bias.reshape(heads, -1), y.shape)
 
 
-def _from_heads(layer: Linear, read: Float[Array, "tokens heads head_dim"]) -> Float[Array, "tokens dim"]:
+def _from_heads(layer: Callable[..., Array], read: Float[Array, "tokens heads head_dim"]) -> Float[Array, "tokens dim"]:
     """A layer of what the heads read, as `_to_heads` writes it."""
     tokens, heads, head_dim = read.shape
-    if type(layer) is not Linear:
+    if not isinstance(layer, Linear) or type(layer) is not Linear:
         return layer(read.reshape(tokens, heads * head_dim))
     y = jnp.einsum("thk,hkd->td", read, layer.weight.reshape(heads, head_dim, -1))
     return y if layer.bias is None else y + jnp.broadcast_to(layer.bias, y.shape)
